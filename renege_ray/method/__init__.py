@@ -1,0 +1,29 @@
+"""The paper: guidance, schedule, rollout, objective, embedding, ascent. Needs torch and safetensors, nothing
+else."""
+
+from renege_ray.method.ascent import Ascent, AscentReport, AscentSettings, cosine_learning_rate
+from renege_ray.method.embedding import EmbeddingMetadata, NegativeEmbedding
+from renege_ray.method.guidance import guide
+from renege_ray.method.objective import predict_x0, reward_of_prediction
+from renege_ray.method.rollout import Denoiser, Rollout, rollout
+from renege_ray.method.schedule import Schedule, ddim_step, ddpm_step, make_schedule, predict_x0_and_noise
+
+__all__ = [
+    "Ascent",
+    "AscentReport",
+    "AscentSettings",
+    "Denoiser",
+    "EmbeddingMetadata",
+    "NegativeEmbedding",
+    "Rollout",
+    "Schedule",
+    "cosine_learning_rate",
+    "ddim_step",
+    "ddpm_step",
+    "guide",
+    "make_schedule",
+    "predict_x0",
+    "predict_x0_and_noise",
+    "reward_of_prediction",
+    "rollout",
+]
