@@ -1,0 +1,40 @@
+# Every target does all of its own set-up: `make demo` and `make test` work on a fresh clone.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+# Ray starts on this machine only; its usage report would ask the network.
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: env demo test test-fast lint bench clean
+
+env: $(STAMP)
+
+$(BIN)/uv:
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet "$$(grep '^uv==' constraints.txt)"
+
+$(STAMP): pyproject.toml constraints.txt | $(BIN)/uv
+	VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install -c constraints.txt -e '.[dev]'
+	touch $@
+
+# A fresh folder each time: an output folder never holds two runs.
+demo: $(STAMP)
+	$(BIN)/python jobs/train_global.py --output-dir "outputs/demo-$$(date +%Y%m%d-%H%M%S)"
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+test-fast: $(STAMP)
+	$(BIN)/python -m pytest -m 'not ray and not server'
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	find renege_ray jobs tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
