@@ -1,5 +1,6 @@
 """The paper: guidance, schedule, rollout, objective, embedding, ascent. Needs torch and safetensors, nothing
-else."""
+else.
+"""
 
 from renege_ray.method.ascent import Ascent, AscentReport, AscentSettings, cosine_learning_rate
 from renege_ray.method.embedding import EmbeddingMetadata, NegativeEmbedding

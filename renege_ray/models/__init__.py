@@ -1,0 +1,50 @@
+"""Text-to-image models behind one small protocol: `load_model` makes a `TextToImage` of a configuration."""
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from renege_ray.models.base import TextToImage
+
+if TYPE_CHECKING:
+    from renege_ray.config import ModelConfig
+
+__all__ = ["TextToImage", "load_model"]
+
+
+def load_model(config: "ModelConfig", device: torch.device | str | None = None) -> TextToImage:
+    """Load the model that a configuration names.
+
+    Args:
+        config: its `model` section. dtype "auto" is bfloat16 where the hardware computes in it, else float32.
+        device: where to; the first CUDA device if there is one and none is given, else the CPU.
+
+    Raises:
+        UserError: the model cannot be found or loaded.
+    """
+    # diffusers takes seconds to import: only when a model is wanted.
+    from renege_ray.models.stable_diffusion import StableDiffusion
+
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype = choose_dtype(config.dtype, device)
+    if config.id == "toy":
+        from renege_ray.models.toy import pipeline
+
+        return StableDiffusion(pipeline(), "toy", dtype=dtype, device=device, compile=config.compile)
+    return StableDiffusion.from_pretrained(
+        config.id,
+        dtype=dtype,
+        device=device,
+        revision=config.revision,
+        variant=config.variant,
+        compile=config.compile,
+    )
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The floating type of "auto", "float32" or "bfloat16" on a device; bfloat16 is slower than float32 on a
+    CPU.
+    """
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]

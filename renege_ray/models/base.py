@@ -1,0 +1,98 @@
+"""What the use cases ask of a text-to-image model, whatever its family; shapes as in
+`renege_ray.method.guidance`.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from renege_ray.method.schedule import Schedule
+
+
+class TextToImage(Protocol):
+    """A frozen latent diffusion model: none of its weights requires a gradient, and it draws no random
+    numbers.
+    """
+
+    @property
+    def name(self) -> str:
+        """What the user called it."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are, and every tensor that is passed in."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the networks compute in; tensors in and out are float32 all the same."""
+        ...
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the latents."""
+        ...
+
+    @property
+    def embedding_shape(self) -> tuple[int, int]:
+        """(L, D) of a text embedding."""
+        ...
+
+    @property
+    def text_encoder_name(self) -> str:
+        """The text encoder, for people."""
+        ...
+
+    @property
+    def text_encoder_hash(self) -> str:
+        """16 hexadecimal digits that tell text encoders apart, the same on every machine."""
+        ...
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
+        """c, (B, L, D) float32, without a gradient; prompts that are too long are cut."""
+        ...
+
+    def count_truncated(self, prompts: Sequence[str]) -> int:
+        """How many of the prompts are too long for the text encoder."""
+        ...
+
+    def schedule(self, num_inference_steps: int) -> Schedule:
+        """The model's noise schedule in T steps."""
+        ...
+
+    def denoise(self, latents: Tensor, timestep: Tensor, prompt_embeds: Tensor) -> Tensor:
+        """The model's output, a `renege_ray.method.Denoiser`: (B, C, H, W) -> (B, C, H, W)."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (B, C, H, W) -> images (B, 3, height, width) in [0, 1], differentiable."""
+        ...
+
+
+class _ClampStraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, images: Tensor) -> Tensor:
+        return images.clamp(0, 1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0]
+
+
+def clamp_straight_through(images: Tensor) -> Tensor:
+    """clamp(images, 0, 1) in value, the identity in gradient.
+
+    Rewards must see exactly what pipelines put out, so values are clamped. The derivative of clamp is zero
+    wherever the decoder overshoots, and under guidance it overshoots most where an image is oversaturated:
+        there a reward that asks
+    for less saturation would not be heard, and a pixel once outside could never come back. The identity keeps
+    that signal. Its price is a push further outwards where the reward asks for more, which changes no value.
+    A one-sided rule (pass what points inwards) would avoid that, but it is not linear in the gradient, so
+    that the gradient of a sum of rewards would no longer be the sum of their gradients, and it has to know
+    whether one ascends or descends.
+    """
+    clamped: Tensor = _ClampStraightThrough.apply(images)
+    return clamped
