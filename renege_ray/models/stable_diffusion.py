@@ -162,7 +162,7 @@ class StableDiffusion:
         )
 
     def denoise(self, latents: Tensor, timestep: Tensor, prompt_embeds: Tensor) -> Tensor:
-        """The UNet's output, (B, C, H, W) -> (B, C, H, W), computed in `dtype`, in and out as the latents are."""
+        """The UNet's output, (B, C, H, W) -> (B, C, H, W), in the dtype of the latents."""
         output: Tensor = self._denoise(
             latents.to(self.dtype),
             timestep.to(self.device, non_blocking=True),
