@@ -1,5 +1,6 @@
-"""The paper: guidance, schedule, rollout, objective, embedding, ascent. Needs torch and safetensors, nothing
-else.
+"""The paper: guidance, schedule, rollout, objective, embedding, ascent.
+
+Nothing here needs more than torch and safetensors. Read `guidance` first: it has the notation.
 """
 
 from renege_ray.method.ascent import Ascent, AscentReport, AscentSettings, cosine_learning_rate

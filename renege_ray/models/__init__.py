@@ -42,9 +42,7 @@ def load_model(config: "ModelConfig", device: torch.device | str | None = None) 
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The floating type of "auto", "float32" or "bfloat16" on a device; bfloat16 is slower than float32 on a
-    CPU.
-    """
+    """The floating type that a name stands for; "auto" is float32 on a CPU, where bfloat16 is slower."""
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]

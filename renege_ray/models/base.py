@@ -1,5 +1,6 @@
-"""What the use cases ask of a text-to-image model, whatever its family; shapes as in
-`renege_ray.method.guidance`.
+"""What the use cases ask of a text-to-image model, whatever its family.
+
+Notation and shapes are those of `renege_ray.method.guidance`.
 """
 
 from collections.abc import Sequence
@@ -12,9 +13,7 @@ from renege_ray.method.schedule import Schedule
 
 
 class TextToImage(Protocol):
-    """A frozen latent diffusion model: none of its weights requires a gradient, and it draws no random
-    numbers.
-    """
+    """A frozen latent diffusion model: its weights require no gradients, and it draws no random numbers."""
 
     @property
     def name(self) -> str:

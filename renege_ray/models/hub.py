@@ -1,6 +1,4 @@
-"""Finding a diffusers model, in a folder or on the Hugging Face Hub, and saying plainly why it cannot be
-had.
-"""
+"""Finding a diffusers model in a folder or on the Hugging Face Hub, and saying plainly why there is none."""
 
 import json
 import re
@@ -9,7 +7,7 @@ from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionPipeline
-from huggingface_hub.constants import HF_HUB_OFFLINE
+from huggingface_hub import constants
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -24,6 +22,8 @@ from safetensors import SafetensorError
 
 from renege_ray.errors import UserError
 
+# The base of all errors of the HTTP client, whichever one the Hub's library uses: it has changed before.
+HTTPError: type[BaseException] = HfHubHTTPError.__bases__[0]
 INDEX = "model_index.json"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 # No images but the model's own: the checker would paint some black, and rewards would judge the paint.
@@ -51,7 +51,7 @@ def find_folder(model: str, *, revision: str | None, variant: str | None) -> Pat
         folder = StableDiffusionPipeline.download(
             model, revision=revision, variant=variant, use_safetensors=True, **WITHOUT_CHECKER
         )
-    except (OSError, ValueError, LookupError, EntryNotFoundError, HfHubHTTPError) as error:
+    except Exception as error:  # of the Hub, of its HTTP client, of diffusers: all say that there is no model
         raise UserError(f"model {model!r} {_why(error, revision)}, {LOCAL_HINT}") from error
     return _check_index(Path(folder))
 
@@ -105,16 +105,14 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _why(error: BaseException, revision: str | None) -> str:
-    """What went wrong, from the whole chain of causes: diffusers hides the Hub's own error behind an
-    OSError.
-    """
+    """What went wrong, from the chain of causes: diffusers hides the Hub's own error behind an OSError."""
     causes = list(_causes(error))
 
     def is_any(*kinds: type[BaseException]) -> bool:
         return any(isinstance(cause, kinds) for cause in causes)
 
     absent = f"is neither a folder nor whole in the Hub's cache ({INDEX} and what it names)"
-    if is_any(OfflineModeIsEnabled) or HF_HUB_OFFLINE:
+    if is_any(OfflineModeIsEnabled) or constants.HF_HUB_OFFLINE:
         return f"{absent}, and HF_HUB_OFFLINE is set: unset it"
     if is_any(GatedRepoError):
         return "is gated: accept its conditions on the Hub and log in with `hf auth login`"
@@ -124,7 +122,7 @@ def _why(error: BaseException, revision: str | None) -> str:
         return "is neither a folder nor a model of the Hub (or it is private): check the spelling"
     if is_any(EntryNotFoundError) and not is_any(LocalEntryNotFoundError):
         return f"has no {INDEX} on the Hub: give a model in diffusers' format"
-    if is_any(ConnectionError, LocalEntryNotFoundError, HfHubHTTPError) or "cached locally" in str(error):
+    if is_any(ConnectionError, LocalEntryNotFoundError, HTTPError) or "cached locally" in str(error):
         return f"{absent}, and the Hub cannot be reached: connect"
     first = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return f"cannot be downloaded ({first}): check model.id, model.variant"

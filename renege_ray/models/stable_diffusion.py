@@ -52,17 +52,14 @@ class StableDiffusion:
         """Take over a pipeline.
 
         Args:
-            pipeline: with float32 or float16 weights, from which the encoder's hash is taken before they are
-                cast.
+            pipeline: with float32 or float16 weights: the encoder's hash is taken before they are cast.
             name: what to call it.
-            dtype: what UNet, VAE and text encoder compute in. Latents and the scheduler's arithmetic stay
-                float32.
+            dtype: what the networks compute in. Latents and the scheduler's arithmetic stay float32.
             device: where to compute.
             compile: `torch.compile` the UNet (one graph with and one without gradient for each shape).
 
         Raises:
-            UserError: the model's scheduler has no noise schedule of the DDPM kind (a flow-matching model,
-                say).
+            UserError: the model's scheduler has no DDIM form (it is a flow-matching model, say).
         """
         self.name, self.dtype, self.device = name, dtype, torch.device(device)
         self.pipeline = pipeline
@@ -71,7 +68,9 @@ class StableDiffusion:
         self._scheduler = _ddim_of(pipeline.scheduler, name)
         self.text_encoder_hash = hash_text_encoder(self._text_encoder)
         for module in (self._vae, self._unet, self._text_encoder):
-            module.requires_grad_(False).eval().to(device=self.device, dtype=dtype)
+            module.requires_grad_(False).eval()
+            # Not module.to(): diffusers' own warns of modules to be kept in float32, and then names none.
+            torch.nn.Module.to(module, device=self.device, dtype=dtype)
         for module in (
             self._vae,
             self._unet,

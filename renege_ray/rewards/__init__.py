@@ -1,5 +1,6 @@
-"""Rewards and judges by name: `load_rewards` for what can be trained against, `load_scorers` for what
-measures.
+"""Rewards and judges by name.
+
+`load_rewards` gives what can be trained against, `load_scorers` what measures.
 """
 
 import difflib
