@@ -1,10 +1,12 @@
 """The negative embedding as a thing that is stored and loaded: n of shape (1, L, D), and where it came from.
 
-Files are safetensors with one tensor, `negative_prompt_embeds`, and the metadata as strings in the header, so
-that plain code can use them: `pipe(prompt,
-negative_prompt_embeds=safetensors.torch.load_file(path)["negative_prompt_embeds"])`. Other people's `.bin`
-and `.pt` files are read too, by torch's unpickler that knows nothing but tensors: no code in a file is ever
-run.
+Files are safetensors with one tensor and the metadata as strings in the header, so that plain code can use
+them:
+
+    pipe(prompt, negative_prompt_embeds=safetensors.torch.load_file(path)["negative_prompt_embeds"])
+
+Other people's `.bin` and `.pt` files are read too, by torch's unpickler that knows nothing but tensors: no code
+in a file is ever run.
 """
 
 import os
@@ -28,8 +30,7 @@ class EmbeddingMetadata:
     """Where an embedding came from. An empty string (or None) stands for "not known".
 
     Attributes:
-        text_encoder_hash: hash of the encoder in whose output space n lives; see
-            `TextToImage.text_encoder_hash`.
+        text_encoder_hash: that of the encoder in whose output space n lives (`TextToImage.text_encoder_hash`).
         text_encoder: that encoder, for people.
         base_model: the model that n was learned on.
         guidance_scale: w during learning.
@@ -56,8 +57,7 @@ class EmbeddingMetadata:
 
     @classmethod
     def from_header(cls, header: dict[str, str]) -> "EmbeddingMetadata":
-        """The inverse of `to_header`; fields that are missing are not known, fields of other programs are
-        ignored.
+        """The inverse of `to_header`. Missing fields are not known; other programs' fields are ignored.
 
         Raises:
             ValueError: a number does not read as one.

@@ -36,8 +36,7 @@ def predict_x0(
     """Eq. 5 and 6 at one step: x_0 as a differentiable function of n, and of nothing else.
 
     Args:
-        denoiser: the frozen model; its weights must not require gradients, or the backward pass computes them
-            too.
+        denoiser: the frozen model; weights that require gradients would get them, at their cost.
         latents: x_t at the entrance of `step`, (B, C, H, W); treated as a constant.
         step: index into the schedule, 0..T-1.
         prompt_embeds: c, (B, L, D); treated as a constant.

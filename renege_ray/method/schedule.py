@@ -64,9 +64,8 @@ def make_schedule(
         set_alpha_to_one: whether the last step leads to a' = 1 (a clean image) or to a_0.
 
     Raises:
-        UserError: T outside 1..N, an unknown type or spacing, an offset that leaves the schedule, or a noise
-            prediction asked for at a_t = 0 (zero terminal SNR), where x_t holds nothing but noise and Eq. 6
-            is 0 / 0.
+        UserError: T outside 1..N, an unknown type or spacing, an offset that leaves the schedule, or a model
+            that predicts noise at a_t = 0 (zero terminal SNR), where Eq. 6 is 0 / 0.
     """
     training_steps, steps = len(alphas_cumprod), num_inference_steps
     if prediction_type not in get_args(PredictionType):

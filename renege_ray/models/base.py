@@ -85,13 +85,13 @@ def clamp_straight_through(images: Tensor) -> Tensor:
     """clamp(images, 0, 1) in value, the identity in gradient.
 
     Rewards must see exactly what pipelines put out, so values are clamped. The derivative of clamp is zero
-    wherever the decoder overshoots, and under guidance it overshoots most where an image is oversaturated:
-        there a reward that asks
-    for less saturation would not be heard, and a pixel once outside could never come back. The identity keeps
-    that signal. Its price is a push further outwards where the reward asks for more, which changes no value.
-    A one-sided rule (pass what points inwards) would avoid that, but it is not linear in the gradient, so
-    that the gradient of a sum of rewards would no longer be the sum of their gradients, and it has to know
-    whether one ascends or descends.
+    wherever the decoder overshoots, and under guidance it overshoots most where an image is oversaturated. A
+    reward that asks for less saturation would not be heard there, and a pixel once outside could never come
+    back. The identity keeps that signal; where the reward asks for still more, it pushes a pixel outwards to
+    no effect. So where the decoder overshoots, this is not the derivative of the reward, on purpose.
+
+    A one-sided rule (pass only what points inwards) is not linear in the gradient: the gradient of a sum of
+    rewards would not be the sum of their gradients. It would also have to know whether one ascends or descends.
     """
     clamped: Tensor = _ClampStraightThrough.apply(images)
     return clamped

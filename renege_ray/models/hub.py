@@ -32,8 +32,7 @@ LOCAL_HINT = "or give a local folder in diffusers' format (one with model_index.
 
 
 def find_folder(model: str, *, revision: str | None, variant: str | None) -> Path:
-    """The folder of a model: `model` itself, or where the Hub's files of that id lie once they are
-    downloaded.
+    """The folder of a model: `model` itself, or where the Hub's files lie once they are downloaded.
 
     Raises:
         UserError: it cannot be found; the message names the file or the id and says what to do.
