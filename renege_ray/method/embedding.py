@@ -5,8 +5,8 @@ them:
 
     pipe(prompt, negative_prompt_embeds=safetensors.torch.load_file(path)["negative_prompt_embeds"])
 
-Other people's `.bin` and `.pt` files are read too, by torch's unpickler that knows nothing but tensors: no code
-in a file is ever run.
+Other people's `.bin` and `.pt` files are read too, by torch's unpickler that knows nothing but tensors: no
+code in a file is ever run.
 """
 
 import os
@@ -30,7 +30,7 @@ class EmbeddingMetadata:
     """Where an embedding came from. An empty string (or None) stands for "not known".
 
     Attributes:
-        text_encoder_hash: that of the encoder in whose output space n lives (`TextToImage.text_encoder_hash`).
+        text_encoder_hash: of the encoder in whose output space n lives (`TextToImage.text_encoder_hash`).
         text_encoder: that encoder, for people.
         base_model: the model that n was learned on.
         guidance_scale: w during learning.

@@ -91,7 +91,7 @@ def clamp_straight_through(images: Tensor) -> Tensor:
     no effect. So where the decoder overshoots, this is not the derivative of the reward, on purpose.
 
     A one-sided rule (pass only what points inwards) is not linear in the gradient: the gradient of a sum of
-    rewards would not be the sum of their gradients. It would also have to know whether one ascends or descends.
+    rewards would not be the sum of their gradients. It also has to know whether one ascends or descends.
     """
     clamped: Tensor = _ClampStraightThrough.apply(images)
     return clamped
