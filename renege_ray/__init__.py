@@ -1,7 +1,7 @@
 """renege_ray learns negative embeddings for text-to-image diffusion by the gradient of a reward (ReNeg).
 
-The public names below are loaded when they are first used, so that ``import renege_ray`` stays light and has no
-side effects. Ray, MLflow and Optuna are reached through `renege_ray.cluster` only.
+The public names below are loaded when they are first used, so that ``import renege_ray`` stays light and has
+no side effects. Ray, MLflow and Optuna are reached through `renege_ray.cluster` only.
 """
 
 from importlib import import_module

@@ -23,8 +23,8 @@ def _digest(key: Sequence[Key]) -> int:
 def generator(*key: Key) -> torch.Generator:
     """A CPU generator seeded by the SHA-256 of `key`.
 
-    PyTorch's CPU generator (a Mersenne Twister) takes 32 bits of a seed: among the 256,000 samples of a run of
-    the paper's size, about eight pairs are expected to share their numbers, which does no harm to a mean.
+    PyTorch's CPU generator (a Mersenne Twister) takes 32 bits of a seed: among the 256,000 samples of a
+    run of the paper's size, about eight pairs are expected to share numbers, which does a mean no harm.
     """
     return torch.Generator(device="cpu").manual_seed(_digest(key) % 2**32)
 

@@ -1,0 +1,264 @@
+"""The command line that all jobs share: flags generated from the configuration, and how a job ends."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Never, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from renege_ray.config import (
+    CONFIG_FILE,
+    RunConfig,
+    fingerprint,
+    has_effect,
+    load_preset,
+    parse_config,
+    preset_names,
+    read_config,
+    to_mapping,
+)
+from renege_ray.config_errors import expected, fields, shown_value, unknown_field
+from renege_ray.errors import UserError
+from renege_ray.output import check_output_dir
+from renege_ray.yaml_files import parse_yaml
+
+DEFAULT_PRESET = "toy"
+
+ALIASES = {
+    "cluster.num_workers": "num-workers",
+    "prompts.train": "prompts",
+    "optim.init": "init",
+    "model.id": "model",
+}
+
+_OTHER_FLAGS = ("--preset", "--resume", "--dry-run", "--help", *(f"--{alias}" for alias in ALIASES.values()))
+
+_EXAMPLES = """\
+examples:
+  python jobs/{job}.py
+      the model in the package, on this machine, from start to end
+  python jobs/{job}.py --num-workers 2 --optim.lr 3e-3 --sampling.gradient-steps 0,10
+      two workers; any field is a flag, in kebab-case or snake_case
+  python jobs/{job}.py --prompts my_prompts.txt --init handwritten --rewards.train '{{toy: 1.0}}'
+      lists and maps are YAML; a list may also be given as a,b
+  python jobs/{job}.py --dry-run
+      check everything, print the plan with its cost, start nothing
+  python jobs/{job}.py --preset outputs/RUN/config.yaml
+      repeat a run (in a new folder)
+  python jobs/{job}.py --resume outputs/RUN
+      go on from the last checkpoint of a run
+
+flags win over the preset; the whole effective configuration is written to OUTPUT_DIR/config.yaml
+"""
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """What a job was asked to do. `config.output_dir` has been checked, but not made yet."""
+
+    config: RunConfig
+    resume: bool = False
+    dry_run: bool = False
+
+
+def from_args(argv: Sequence[str], job: str) -> Invocation:
+    """Parse a job's flags. `--help` prints and exits with 0.
+
+    Raises:
+        UserError: for anything wrong with the flags, the preset, the configuration or the output folder.
+    """
+    given = vars(_parser(job, _base_config(argv)).parse_args(_tokens(argv)))
+    preset, resume = given.pop("preset", None), given.pop("resume", None)
+    dry_run = given.pop("dry_run", False)
+    if resume is not None:
+        if preset is not None:
+            raise UserError(
+                "--preset: a resumed run has its configuration already; leave --preset or --resume out"
+            )
+        return Invocation(_resumed(Path(resume), given), resume=True, dry_run=dry_run)
+    given.setdefault("output_dir", f"outputs/{job}-{datetime.now():%Y%m%d-%H%M%S}")
+    config = _with(load_preset(preset or DEFAULT_PRESET), given)
+    check_output_dir(config.output_dir, resume=False)
+    return Invocation(config, dry_run=dry_run)
+
+
+def run_job(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> Never:
+    """Call `main` with the command line and exit with its code (None is 0).
+
+    Bad input is one line on stderr and exit code 2; Ctrl-C is one line and 130. A bug keeps its traceback (1).
+    """
+    try:
+        code = main(sys.argv[1:] if argv is None else argv) or 0
+    except UserError as error:
+        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print(
+            "interrupted; --resume OUTPUT_DIR goes on from the last checkpoint, if there is one",
+            file=sys.stderr,
+        )
+        code = 130
+    sys.exit(code)
+
+
+def _resumed(folder: Path, given: dict[str, Any]) -> RunConfig:
+    """The configuration of the run in `folder`, with such changes as leave its result alone."""
+    check_output_dir(folder, resume=True)
+    if Path(given.pop("output_dir", folder)).absolute() != folder.absolute():
+        raise UserError("--output-dir: a resumed run goes on in its own folder; leave --output-dir out")
+    stored = read_config(folder)
+    config = _with(stored, given)
+    if fingerprint(config) != fingerprint(stored):
+        old, new = to_mapping(stored), to_mapping(config)
+        name = next(name for name in given if has_effect(name) and _get(old, name) != _get(new, name))
+        raise UserError(
+            f"{_flag(name)}: the run in {folder} has {shown_value(_get(old, name))}, and a change of it would "
+            f"change the result; leave the flag out, or start a new run with --preset {folder / CONFIG_FILE}"
+        )
+    return config
+
+
+def _with(config: RunConfig, given: dict[str, Any]) -> RunConfig:
+    """The configuration with the values given under dotted names."""
+    data = to_mapping(config)
+    for name, value in given.items():
+        *sections, leaf = name.split(".")
+        target = data
+        for section in sections:
+            target = target[section]
+        target[leaf] = value
+    return parse_config(data)
+
+
+def _get(data: Any, name: str) -> Any:
+    for part in name.split("."):
+        data = data[part]
+    return data
+
+
+def _base_config(argv: Sequence[str]) -> RunConfig:
+    """The preset (or the run to resume) that --help shows the values of."""
+    early = _Parser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    early.add_argument("--preset", default=DEFAULT_PRESET)
+    early.add_argument("--resume", default=None)
+    known, _ = early.parse_known_args(_tokens(argv))
+    if known.resume is not None:
+        check_output_dir(Path(known.resume), resume=True)
+        return read_config(Path(known.resume))
+    return load_preset(known.preset)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises UserError instead of printing usage, with the nearest flag for one that does not exist."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, unknown = self.parse_known_args(args, namespace)
+        for token in unknown:
+            flag = token.split("=")[0]
+            if flag.startswith("--"):
+                name = flag.removeprefix("--").replace("-", "_")
+                raise UserError(unknown_field(name, RunConfig, flag=flag, other_flags=_OTHER_FLAGS))
+        if unknown:
+            raise UserError(
+                f"{unknown[0]}: not expected here; flags start with --, and values with spaces need quotes"
+            )
+        return found
+
+    def error(self, message: str) -> Never:
+        raise UserError(f"{message.removeprefix('argument ')}; see --help")
+
+
+def _parser(job: str, base: RunConfig) -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=f"jobs/{job}.py",
+        usage=f"jobs/{job}.py [--preset NAME|FILE] [--output-dir DIR | --resume DIR] [--dry-run] [--FIELD VALUE ...]",
+        epilog=_EXAMPLES.format(job=job),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    run = parser.add_argument_group("run")
+    presets = ", ".join(preset_names())
+    run.add_argument(
+        "--preset", metavar="NAME|FILE", help=f"{presets}, or a YAML file (default: {DEFAULT_PRESET})"
+    )
+    run.add_argument("--resume", metavar="DIR", help="go on from the last checkpoint of the run in DIR")
+    run.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
+    values = to_mapping(base)
+    known = fields(RunConfig)
+    for name in RunConfig.model_fields:
+        if name in known:
+            default = None if name == "output_dir" else values[name]
+            _add_flag(run, name, known[name], default)
+    for section, info in RunConfig.model_fields.items():
+        model = info.annotation
+        if isinstance(model, type) and issubclass(model, BaseModel):
+            group = parser.add_argument_group(section, (model.__doc__ or "").replace("%", "%%"))
+            for leaf in model.model_fields:
+                name = f"{section}.{leaf}"
+                _add_flag(group, name, known[name], values[section][leaf])
+    return parser
+
+
+def _add_flag(group: Any, name: str, info: FieldInfo, default: Any) -> None:
+    flags = [f"--{ALIASES[name]}"] if name in ALIASES else []
+    shown = "" if default is None else f" (default: {shown_value(default)})"
+    group.add_argument(
+        *flags,
+        _flag(name),
+        dest=name,
+        metavar=_metavar(info),
+        type=lambda text: _value(name, info, text),
+        help=f"{info.description}{shown}".replace("%", "%%"),
+    )
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _metavar(info: FieldInfo) -> str:
+    words = {
+        "a whole number": "N", "a number": "X", "true or false": "true|false", "a path": "DIR",
+        "a text": "TEXT", "a text or null": "TEXT", "a list of texts": "LIST",
+        "a pair of whole numbers": "A,B", "a pair of numbers": "A,B",
+        "a map of names to numbers": "MAP", "auto or a positive whole number": "auto|N",
+        "auto or a positive number": "auto|X", "auto or true or false": "auto|true|false",
+    }  # fmt: skip
+    kind = expected(info)
+    return words.get(kind, kind.removeprefix("one of ").replace(", ", "|"))
+
+
+def _value(name: str, info: FieldInfo, text: str) -> Any:
+    """The value that a flag's text stands for; whether it fits the field is for the configuration to say."""
+    kind = expected(info)
+    if kind in {"a text", "a path"}:
+        return text
+    if kind == "a text or null":
+        return None if text == "null" else text
+    if get_origin(info.annotation) is tuple and not text.lstrip().startswith("["):
+        if name == "prompts.handwritten":  # a negative prompt has commas of its own
+            return [text]
+        return parse_yaml(f"[{text}]", _flag(name))
+    return parse_yaml(text, _flag(name))
+
+
+def _tokens(argv: Sequence[str]) -> list[str]:
+    """Flags in kebab-case, each joined to its value, so that argparse takes -1e-3 for a value, not a flag."""
+    tokens: list[str] = []
+    pending = False
+    for token in argv:
+        if pending and not token.startswith("--"):
+            tokens[-1] += f"={token}"
+            pending = False
+            continue
+        flag, equals, value = token.partition("=")
+        is_flag = token.startswith("--") and len(token) > 2
+        tokens.append(flag.replace("_", "-") + equals + value if is_flag else token)
+        pending = is_flag and not equals and flag not in {"--help", "--dry-run", "--dry_run"}
+    return tokens

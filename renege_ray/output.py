@@ -1,0 +1,50 @@
+"""The output folder of a run: one run, one folder."""
+
+import os
+import tempfile
+from pathlib import Path
+
+from renege_ray.config import CONFIG_FILE
+from renege_ray.errors import UserError
+
+
+def check_output_dir(folder: Path, *, resume: bool) -> None:
+    """Judge the folder without touching it.
+
+    Raises:
+        UserError: it cannot be written; it holds another run already, or none where one is to be resumed.
+    """
+    has_run = (folder / CONFIG_FILE).exists()
+    if resume and not folder.is_dir():
+        raise UserError(
+            f"--resume: there is no folder {folder}; name the output folder of the run to go on with"
+        )
+    if resume and not has_run:
+        raise UserError(
+            f"--resume: {folder} holds no run ({CONFIG_FILE} is missing); name a run's output folder"
+        )
+    if not resume and has_run:
+        raise UserError(
+            f"--output-dir: {folder} already holds a run; go on with it by --resume {folder}, "
+            "or name another folder"
+        )
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output-dir: {folder} is a file; name a folder")
+    parent = next(path for path in [folder, *folder.absolute().parents] if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        why = "is not writable" if parent.is_dir() else "is a file"
+        raise UserError(f"--output-dir: {folder} cannot be made, since {parent} {why}; name another folder")
+
+
+def make_output_dir(folder: Path, *, resume: bool = False) -> Path:
+    """Make the folder and try a write, since permissions do not tell of read-only or full disks."""
+    check_output_dir(folder, resume=resume)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"x")
+    except OSError as error:
+        raise UserError(
+            f"--output-dir: {folder} cannot be written ({error.strerror}); name another folder, or make room"
+        ) from None
+    return folder
