@@ -1,0 +1,57 @@
+"""Tracking URIs: which one a run uses, how it is printed, how its UI is opened. Loads no MLflow."""
+
+import os
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from renege_ray.errors import UserError
+
+SQLITE = "sqlite:///"
+_DATABASES = ("postgresql", "mysql", "mssql")
+
+
+def resolve_uri(tracking_uri: str | None, output_dir: Path) -> str:
+    """The tracking URI of a run: the given one, then MLFLOW_TRACKING_URI, then a local SQLite file.
+
+    The default is `mlflow.db` in the *parent* of `output_dir`, so that the runs of several folders share one
+    UI. A relative SQLite path becomes absolute, because workers run in other folders.
+
+    Raises:
+        UserError: for a URI that MLflow 3 cannot track to (a plain folder, for one).
+    """
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or ""
+    if not uri:
+        return f"{SQLITE}{output_dir.absolute().parent / 'mlflow.db'}"
+    if uri.startswith(SQLITE) and len(uri) > len(SQLITE):
+        return f"{SQLITE}{Path(uri.removeprefix(SQLITE)).absolute()}"
+    scheme = urlsplit(uri).scheme
+    is_http = scheme in {"http", "https"} and bool(urlsplit(uri).hostname)
+    if is_http or uri.startswith("databricks") or scheme.split("+")[0] in _DATABASES:
+        return uri
+    raise UserError(
+        f"tracking_uri: {masked(uri)!r} is no MLflow tracking URI;"
+        f" give http(s)://HOST:PORT, or sqlite:///FILE.db for a local file, or leave it out"
+    )
+
+
+def masked(text: str) -> str:
+    """The text with the user and the password of every URL in it replaced, for printing."""
+    return re.sub(r"(?<=://)[^/\s'\"]+(?=@)", "***", text)
+
+
+def ui_command(uri: str) -> str:
+    """What a person types (or opens) to look at the runs in the store at `uri`."""
+    if uri.startswith(("http://", "https://")):
+        return f"open {masked(uri)} in a browser"
+    program = "mlflow"
+    if (
+        shutil.which(program) is None
+    ):  # the environment is not activated: name the program beside this interpreter
+        beside = Path(sys.executable).parent / program
+        program = os.path.relpath(beside) if beside.is_relative_to(Path.cwd()) else str(beside)
+    where = "--host 127.0.0.1 --port 5000"
+    return f"{shlex.quote(program)} ui --backend-store-uri {shlex.quote(masked(uri))} {where}"
