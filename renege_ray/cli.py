@@ -72,9 +72,12 @@ def from_args(argv: Sequence[str], job: str) -> Invocation:
     Raises:
         UserError: for anything wrong with the flags, the preset, the configuration or the output folder.
     """
-    given = vars(_parser(job, _base_config(argv)).parse_args(_tokens(argv)))
-    preset, resume = given.pop("preset", None), given.pop("resume", None)
-    dry_run = given.pop("dry_run", False)
+    texts = vars(_parser(job, _base_config(argv)).parse_args(_tokens(argv)))
+    preset, resume = texts.pop("preset", None), texts.pop("resume", None)
+    dry_run = texts.pop("dry_run", False)
+    # Not by argparse's `type`, which would replace the message of a ValueError by one of its own.
+    known = fields(RunConfig)
+    given = {name: _value(name, known[name], text) for name, text in texts.items()}
     if resume is not None:
         if preset is not None:
             raise UserError(
@@ -90,7 +93,7 @@ def from_args(argv: Sequence[str], job: str) -> Invocation:
 def run_job(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> Never:
     """Call `main` with the command line and exit with its code (None is 0).
 
-    Bad input is one line on stderr and exit code 2; Ctrl-C is one line and 130. A bug keeps its traceback (1).
+    Bad input is one line on stderr and exit code 2; Ctrl-C is one line and 130. A bug keeps its traceback.
     """
     try:
         code = main(sys.argv[1:] if argv is None else argv) or 0
@@ -117,8 +120,9 @@ def _resumed(folder: Path, given: dict[str, Any]) -> RunConfig:
         old, new = to_mapping(stored), to_mapping(config)
         name = next(name for name in given if has_effect(name) and _get(old, name) != _get(new, name))
         raise UserError(
-            f"{_flag(name)}: the run in {folder} has {shown_value(_get(old, name))}, and a change of it would "
-            f"change the result; leave the flag out, or start a new run with --preset {folder / CONFIG_FILE}"
+            f"{_flag(name)}: the run in {folder} has {shown_value(_get(old, name))}, and changing "
+            f"it would change the result; leave the flag out, or start a new run "
+            f"with --preset {folder / CONFIG_FILE}"
         )
     return config
 
@@ -176,7 +180,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser(job: str, base: RunConfig) -> argparse.ArgumentParser:
     parser = _Parser(
         prog=f"jobs/{job}.py",
-        usage=f"jobs/{job}.py [--preset NAME|FILE] [--output-dir DIR | --resume DIR] [--dry-run] [--FIELD VALUE ...]",
+        usage="%(prog)s [--preset NAME|FILE] [--output-dir DIR | --resume DIR] [--dry-run] [--FIELD VALUE ...]",
         epilog=_EXAMPLES.format(job=job),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -213,7 +217,6 @@ def _add_flag(group: Any, name: str, info: FieldInfo, default: Any) -> None:
         _flag(name),
         dest=name,
         metavar=_metavar(info),
-        type=lambda text: _value(name, info, text),
         help=f"{info.description}{shown}".replace("%", "%%"),
     )
 

@@ -87,7 +87,8 @@ class SamplingConfig(Section):
         if self.guidance_scale <= 1:
             raise ValueError(
                 f"sampling.guidance_scale: {self.guidance_scale:g} is not above 1, so no gradient that "
-                "improves images reaches the negative embedding (d eps / d eps_n = 1 - w); give a scale above 1, such as 7.5"
+                "improves images reaches the negative embedding (d eps / d eps_n = 1 - w); "
+                "give a scale above 1, such as 7.5"
             )
         first, last = self.gradient_steps
         if not 0 <= first < last <= self.num_inference_steps:
@@ -170,8 +171,8 @@ class RewardsConfig(Section):
         for name, weight in self.train.items():
             if weight <= 0:
                 raise ValueError(
-                    f"rewards.train: the weight {weight:g} of {name!r} is not above 0; leave the reward out, or "
-                    "give it a positive weight"
+                    f"rewards.train: the weight {weight:g} of {name!r} is not above 0; leave the reward "
+                    "out, or give it a positive weight"
                 )
         for name in self.held_out:
             if name in self.train:
@@ -192,8 +193,8 @@ class ValidationConfig(Section):
     seeds_per_prompt: Count = Field(1, description="images a prompt")
     patience: CountOrZero = Field(
         3,
-        description="stop early after this many validations in a row with the held-out rewards below their best "
-        "while the training reward rises; 0 is off",
+        description="stop early after this many validations in a row with the held-out rewards below their "
+        "best while the training reward rises; 0 is off",
     )
     batch_size: Count = Field(16, description="images made at once by a worker, here and in the test")
     num_images: CountOrZero = Field(8, description="columns of the image grids")
@@ -283,13 +284,15 @@ class RunConfig(Section):
             raise ValueError(
                 f"cluster.num_workers: {self.cluster.num_workers} is more than the {group_size} samples of a "
                 f"timestep group (optim.batch_size {self.optim.batch_size} / optim.timestep_groups "
-                f"{self.optim.timestep_groups}), so some workers would have nothing to do; give {group_size} or fewer, or a larger batch"
+                f"{self.optim.timestep_groups}), so some workers would have nothing to do; "
+                f"give {group_size} or fewer, or a larger batch"
             )
         first, last = self.sampling.gradient_steps
         if self.optim.gradients_per_rollout > last - first:
             raise ValueError(
-                f"optim.gradients_per_rollout: {self.optim.gradients_per_rollout} is more than the {last - first} "
-                f"steps of sampling.gradient_steps [{first}, {last}]; give {last - first} or fewer"
+                f"optim.gradients_per_rollout: {self.optim.gradients_per_rollout} is more than the "
+                f"{last - first} steps of sampling.gradient_steps [{first}, {last}]; "
+                f"give {last - first} or fewer"
             )
         return self
 

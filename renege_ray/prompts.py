@@ -54,7 +54,8 @@ def load_prompts(name_or_path: str, split: Split) -> PromptSet:
     kept = [line.strip() for line in lines if line.strip()]
     if not kept:
         raise UserError(
-            f"prompts.{split}: {name_or_path} has {len(lines)} blank lines and no prompt; write one prompt a line"
+            f"prompts.{split}: {name_or_path} has {len(lines)} blank lines and no prompt; "
+            "write one prompt a line"
         )
     return _prompt_set(kept, Path(name_or_path).name, len(lines) - len(kept))
 
@@ -68,8 +69,8 @@ def prompt_id(prompt: str) -> str:
 def pair_seed(run_seed: int, prompt_id: str, k: int) -> int:
     """The seed of the k-th image of a prompt, 0 .. 2**32 - 1.
 
-    A function of the prompt and not of its place, so that a prompt's images stay the same when others join the
-    set; 32 bits, which is what torch's CPU generator takes.
+    A function of the prompt and not of its place, so that a prompt's images stay the same when others join
+    the set; 32 bits, which is what torch's CPU generator takes.
     """
     digest = hashlib.sha256(f"{run_seed}/{prompt_id}/{k}".encode("ascii")).digest()
     return int.from_bytes(digest[:4], "big")
