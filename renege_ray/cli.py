@@ -180,7 +180,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser(job: str, base: RunConfig) -> argparse.ArgumentParser:
     parser = _Parser(
         prog=f"jobs/{job}.py",
-        usage="%(prog)s [--preset NAME|FILE] [--output-dir DIR | --resume DIR] [--dry-run] [--FIELD VALUE ...]",
+        usage="%(prog)s [--preset NAME|FILE] [--output-dir DIR | --resume DIR] [--dry-run] [--FIELD VALUE]",
         epilog=_EXAMPLES.format(job=job),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
