@@ -1,8 +1,8 @@
 """When to stop because the reward is being exploited rather than served.
 
-A reward model is a stand-in for what people like. While both the reward that is trained against and one that no
-gradient has seen rise, the pictures get better; once the held-out one falls while the other goes on rising, the
-embedding is learning the faults of the reward model (Goodhart's law).
+A reward model is a stand-in for what people like. While both the reward that is trained against and one that
+no gradient has seen rise, the pictures get better; once the held-out one falls while the other goes on
+rising, the embedding is learning the faults of the reward model (Goodhart's law).
 """
 
 import math
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ValidationPoint:
-    """Mean rewards of the embedding at one validation. `held_out_reward` is NaN where no reward is held out."""
+    """Mean rewards at one validation. `held_out_reward` is NaN where no reward is held out."""
 
     step: int
     train_reward: float
@@ -22,8 +22,8 @@ class ValidationPoint:
 def overoptimised_in_a_row(history: Sequence[ValidationPoint]) -> int:
     """How many validations at the end of `history`, in a row, look like the exploitation of the reward.
 
-    A validation counts when its held-out reward is below the best one so far while its training reward is above what
-    it was at that best point.
+    A validation counts when its held-out reward is below the best one so far while its training reward is
+    above what it was at that best point.
     """
     in_a_row = 0
     best: ValidationPoint | None = None
@@ -40,5 +40,7 @@ def overoptimised_in_a_row(history: Sequence[ValidationPoint]) -> int:
 
 
 def should_stop(history: Sequence[ValidationPoint], patience: int) -> bool:
-    """True when the last `patience` validations all look like exploitation. Patience 0 turns the early stop off."""
+    """True when the last `patience` validations all look like exploitation. Patience 0 turns the early stop
+    off.
+    """
     return 0 < patience <= overoptimised_in_a_row(history)

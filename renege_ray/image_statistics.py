@@ -1,6 +1,8 @@
-"""Saturation and sharpness as a scorer: two plain numbers that show a reward being exploited before the eye does.
+"""Saturation and sharpness as a scorer: two plain numbers that show a reward being exploited before the eye
+does.
 
-An embedding that has learned to please the reward rather than the viewer tends to oversaturate and to draw fringes.
+An embedding that has learned to please the reward rather than the viewer tends to oversaturate and to draw
+fringes.
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,8 @@
 """Everything that a training run needs to go on exactly where it was, and how that is kept on disk.
 
-A checkpoint is a folder of two files: `tensors.safetensors`, and `state.json` with the SHA-256 of the first. Both are
-written to a temporary folder that is then renamed, and the hash tells a whole checkpoint from a torn one, also where
-a storage service copies the files one by one.
+A checkpoint is a folder of two files: `tensors.safetensors`, and `state.json` with the SHA-256 of the first.
+Both are written to a temporary folder that is then renamed, and the hash tells a whole checkpoint from a torn
+one, also where a storage service copies the files one by one.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ class TornCheckpointError(RuntimeError):
 
 @dataclass(frozen=True)
 class BestEmbedding:
-    """The embedding with the highest mean training reward on the validation pairs, as it is stored (1, L, D)."""
+    """The embedding (1, L, D) with the highest mean training reward on the validation pairs, as stored."""
 
     prompt_embeds: Tensor
     step: int
@@ -43,9 +43,10 @@ class BestEmbedding:
 class TrainingState:
     """The state after `step` updates. Tensors are on the CPU.
 
-    ascent: `Ascent.state()`. baselines: tensors of the evaluation of the null and the handwritten negative, made once
-    at the start. invalid_in_a_row: samples without a finite reward at the end of the sequence of samples. threads:
-    torch threads of a worker (the order of float sums on a CPU depends on it, so a resumed run uses as many).
+    ascent: `Ascent.state()`. baselines: tensors of the evaluation of the null and the handwritten negative,
+        made once at the start. invalid_in_a_row: samples without a finite reward at the end of the sequence
+        of samples. threads: torch threads of a worker (the order of float sums on a CPU depends on it, so a
+        resumed run uses as many).
     """
 
     step: int

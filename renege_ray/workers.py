@@ -1,4 +1,6 @@
-"""The one thing that a use case knows about other processes: its rank, how many there are, and a sum over all."""
+"""The one thing that a use case knows about other processes: its rank, how many there are, and a sum over
+all.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,9 +16,9 @@ def _alone(values: Tensor) -> Tensor:
 class Workers:
     """The group of processes that share a job. The default is a single process.
 
-    `all_sum` takes a tensor of the same shape and dtype on every rank and returns the sum over the ranks; every
-    rank has to call it equally often. No other communication is needed: each rank fills its own entries of a
-    table of zeros, and the sum is the whole table.
+    `all_sum` takes a tensor of the same shape and dtype on every rank and returns the sum over the ranks;
+    every rank has to call it equally often. No other communication is needed: each rank fills its own entries
+    of a table of zeros, and the sum is the whole table.
     """
 
     rank: int = 0
