@@ -1,0 +1,137 @@
+"""What a training run will cost, counted before it starts."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from renege_ray.config import RunConfig
+from renege_ray.global_gradient import gradient_step_indices
+from renege_ray.progress import duration
+
+
+@dataclass(frozen=True)
+class Cost:
+    """How often each part of the models is run, per image (a batch of 8 counts 8 times)."""
+
+    denoiser_forward: int
+    denoiser_backward: int
+    decode_forward: int
+    decode_backward: int
+    rewarded_images: int
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(*(a + b for a, b in zip(self._numbers(), other._numbers(), strict=True)))
+
+    def _numbers(self) -> tuple[int, ...]:
+        return (
+            self.denoiser_forward,
+            self.denoiser_backward,
+            self.decode_forward,
+            self.decode_backward,
+            self.rewarded_images,
+        )
+
+
+def gradient_cost(config: RunConfig) -> Cost:
+    """All updates: the steps of the rollouts are drawn in advance, so the count is exact."""
+    optim = config.optim
+    group_size = optim.batch_size // optim.timestep_groups
+    rollouts = sum(
+        group_size * gradient_step_indices(config, step, group)[-1]
+        for step in range(optim.steps)
+        for group in range(optim.timestep_groups)
+    )
+    gradients = optim.steps * optim.batch_size * optim.gradients_per_rollout
+    return Cost(2 * rollouts + 2 * gradients, gradients, gradients, gradients, gradients)
+
+
+def evaluation_cost(config: RunConfig, images: int) -> Cost:
+    """Full generations of so many images."""
+    return Cost(2 * images * config.sampling.num_inference_steps, 0, images, 0, images)
+
+
+def validation_images(config: RunConfig) -> int:
+    """Images of all validations, the baselines and the handwritten candidates at the start included."""
+    every, steps = config.validation.every, config.optim.steps
+    rounds = 1 + steps // every + (1 if steps % every else 0)
+    pairs = config.validation.num_prompts * config.validation.seeds_per_prompt
+    return pairs * (rounds + 1 + len(config.prompts.handwritten))
+
+
+def describe_plan(config: RunConfig, workers: str, notes: Sequence[str]) -> str:
+    """The plan as text: what would be done, with what, at which cost."""
+    parts = {
+        "training": gradient_cost(config),
+        "validation": evaluation_cost(config, validation_images(config)),
+        "final test": evaluation_cost(config, 3 * config.test.num_pairs),
+    }
+    total = sum(parts.values(), Cost(0, 0, 0, 0, 0))
+    lines = [
+        f"model {config.model.id}, rewards {config.rewards.train}, "
+        f"held out {', '.join(config.rewards.held_out) or 'none'}",
+        f"{config.optim.steps} updates of {config.optim.batch_size} samples on {workers}",
+        f"results in {config.output_dir}",
+        *notes,
+        *(f"{name}: {_counts(cost)}" for name, cost in parts.items()),
+        f"in all: {_counts(total)}",
+        _estimate(config, total),
+        "dry run: nothing was started",
+    ]
+    return "\n".join(line for line in lines if line)
+
+
+def _counts(cost: Cost) -> str:
+    return (
+        f"{cost.denoiser_forward:,} denoiser forward and {cost.denoiser_backward:,} backward passes, "
+        f"{cost.decode_forward:,} decodes, {cost.rewarded_images:,} rewarded images"
+    )
+
+
+def _estimate(config: RunConfig, total: Cost) -> str:
+    """Seconds for the embedded model, which takes a moment to try; floating-point operations for a model in a
+    folder.
+    """
+    if config.model.id == "toy":
+        seconds = _toy_pass_seconds(config) * (total.denoiser_forward + 1.1 * total.denoiser_backward)
+        return f"about {duration(seconds)} (h:mm:ss or m:ss) of denoiser passes on one worker of this machine"
+    config_file = Path(config.model.id).expanduser() / "unet" / "config.json"
+    if not config_file.is_file():
+        return ""
+    flops = _denoiser_flops(config_file) * (total.denoiser_forward + 1.1 * total.denoiser_backward)
+    return f"about {flops / 1e15:.3g} PFLOP of denoiser passes"
+
+
+def _toy_pass_seconds(config: RunConfig) -> float:
+    """Seconds of a denoiser forward pass per image, in a batch as large as a rollout's."""
+    from renege_ray.models import load_model
+
+    model = load_model(config.model)
+    size = 2 * max(1, config.optim.batch_size // config.optim.timestep_groups)
+    latents = torch.zeros(size, *model.latent_shape, device=model.device)
+    embeds = torch.zeros(size, *model.embedding_shape, device=model.device)
+    timestep = torch.tensor(500)
+    with torch.no_grad():
+        model.denoise(latents, timestep, embeds)
+        started, rounds = time.perf_counter(), 5
+        for _ in range(rounds):
+            model.denoise(latents, timestep, embeds)
+    return (time.perf_counter() - started) / rounds / size
+
+
+def _denoiser_flops(config_file: Path) -> float:
+    """Floating-point operations of a UNet's forward pass on one image, counted without weights."""
+    import json
+
+    from diffusers import UNet2DConditionModel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"), torch.no_grad():
+        unet = UNet2DConditionModel.from_config(json.loads(config_file.read_text(encoding="utf-8")))
+        size, width = unet.config.sample_size, unet.config.cross_attention_dim
+        latents = torch.empty(1, unet.config.in_channels, size, size)
+        with FlopCounterMode(display=False) as counter:
+            unet(latents, torch.empty((), dtype=torch.int64), torch.empty(1, 77, width))
+    return float(counter.get_total_flops())

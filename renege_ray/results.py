@@ -1,0 +1,114 @@
+"""What a finished run leaves for people: the embeddings, the table of results, the before/after picture."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import renege_ray
+from renege_ray.config import RunConfig, fingerprint
+from renege_ray.evaluate import Evaluation
+from renege_ray.image_statistics import ImageStatistics
+from renege_ray.method.ascent import Ascent
+from renege_ray.method.embedding import EmbeddingMetadata, NegativeEmbedding
+from renege_ray.pictures import image_grid, save_png, text_table
+from renege_ray.train_global import REWARD, STORAGE_DTYPE, ascent_settings
+from renege_ray.training_state import TrainingState
+
+LABELS = {"null": "null", "handwritten": "handwritten", "global": "global (learned)"}
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What the embedding's metadata says of the models; known only where they were loaded."""
+
+    base_model: str
+    text_encoder: str
+    text_encoder_hash: str
+    reward: str
+
+
+@dataclass(frozen=True)
+class Artifacts:
+    """Where the results of a run lie."""
+
+    embedding: Path
+    last_embedding: Path
+    table: Path
+    picture: Path | None
+
+    def named(self) -> dict[str, Path]:
+        """By the names that summary.json uses."""
+        files = {"embedding": self.embedding, "last_embedding": self.last_embedding, "table": self.table}
+        return files | ({"before_after": self.picture} if self.picture else {})
+
+
+def metadata_of(config: RunConfig, facts: ModelFacts, step: int) -> EmbeddingMetadata:
+    """The metadata of an embedding learned by this run, after `step` updates."""
+    return EmbeddingMetadata(
+        text_encoder_hash=facts.text_encoder_hash,
+        text_encoder=facts.text_encoder,
+        base_model=facts.base_model,
+        guidance_scale=config.sampling.guidance_scale,
+        reward=facts.reward,
+        prompts=config.prompts.train,
+        steps=step,
+        config_fingerprint=fingerprint(config),
+        package_version=renege_ray.__version__,
+    )
+
+
+def write_results(config: RunConfig, facts: ModelFacts, state: TrainingState, test: Evaluation) -> Artifacts:
+    """Write everything below `config.output_dir`; what is there already is replaced."""
+    folder = config.output_dir
+    ascent = Ascent(state.ascent["initial"], ascent_settings(config))
+    ascent.restore(state.ascent)
+    best, last = folder / "negative_embedding.safetensors", folder / "last_embedding.safetensors"
+    for path, embedding, step in (
+        (best, state.best.prompt_embeds, state.best.step),
+        (last, ascent.averaged, state.step),
+    ):
+        NegativeEmbedding(embedding.to(STORAGE_DTYPE), metadata_of(config, facts, step)).save(path)
+    table = folder / "results.txt"
+    table.write_text(results_table(test, state), encoding="utf-8")
+    return Artifacts(best, last, table, _write_picture(test, folder / "images" / "before_after.png"))
+
+
+def results_table(test: Evaluation, state: TrainingState) -> str:
+    """Mean scores by method, and how often the learned negative wins, on held-out prompts and seeds."""
+    scores = list(next(iter(test.scores.values())))
+    parts = [score for score in scores if score != REWARD]
+    # A single training reward of weight 1 is the weighted sum: one column is enough.
+    redundant = any(all(_same(test, method, REWARD, part) for method in test.scores) for part in parts)
+    shown = parts if redundant else scores
+    header = ["negative", *shown]
+    rows = [
+        [LABELS.get(method, method), *(_number(test.mean(method, score)) for score in shown)] for method in test.scores
+    ]
+    compared = [score for score in shown if score not in ImageStatistics.names]
+    for other in test.scores:
+        if other != "global" and "global" in test.scores:
+            wins = [f"{test.win_rate('global', other, score):.2f}" if score in compared else "" for score in shown]
+            rows.append([f"wins of global over {other}", *wins])
+    return (
+        f"{len(test.pairs)} held-out prompt and seed pairs; handwritten is {state.handwritten!r}; "
+        f"global is the best by validation, from step {state.best.step} of {state.step}\n\n"
+        f"{text_table(header, rows)}\n"
+    )
+
+
+def _same(test: Evaluation, method: str, first: str, second: str) -> bool:
+    return bool(test.scores[method][first].equal(test.scores[method][second]))
+
+
+def _number(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.4f}"
+
+
+def _write_picture(test: Evaluation, path: Path) -> Path | None:
+    if not test.images:
+        return None
+    count = len(next(iter(test.images.values())))
+    captions = [pair.prompt for pair in test.pairs[:count]]
+    rows = {f"{LABELS.get(m, m)}\n{test.mean(m, REWARD):.3f}": images for m, images in test.images.items()}
+    save_png(image_grid(rows, captions, "held-out prompts, the same seeds in each column"), path)
+    return path
