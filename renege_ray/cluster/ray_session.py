@@ -1,0 +1,107 @@
+"""Ray for the length of a job: the cluster that the job was given, or one of its own on this machine."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+# Ray reads these when it is imported or started. A user's own setting wins.
+for _name, _value in {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # The controller looks after its workers (and takes their reports) this often; 2 s would hold up short
+    # steps.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # A worker without a GPU keeps the visible devices as they are, without a warning about it.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+}.items():
+    os.environ.setdefault(_name, _value)
+
+import ray  # noqa: E402 (reads the environment above)
+import torch  # noqa: E402
+
+from renege_ray.cluster.resources import Node, WorkerShape, worker_shape  # noqa: E402
+from renege_ray.config import ClusterConfig  # noqa: E402
+from renege_ray.errors import UserError  # noqa: E402
+
+_OBJECT_STORE_BYTES = 256 * 2**20  # jobs pass prompts and a configuration around, no data
+
+
+def uses_own_cluster() -> bool:
+    """Whether a job would start Ray itself: no RAY_ADDRESS (`ray job submit` sets it), and Ray does not run
+    here yet.
+    """
+    return not ray.is_initialized() and not os.environ.get("RAY_ADDRESS")
+
+
+def this_machine() -> Node:
+    """What this machine has for a cluster of the job's own."""
+    return Node(float(len(os.sched_getaffinity(0))), float(torch.cuda.device_count()))
+
+
+@contextmanager
+def ray_session(config: ClusterConfig) -> Iterator[WorkerShape]:
+    """Connect to the given cluster, or start one here and stop it in the end.
+
+    Raises:
+        UserError: the workers do not fit (before anything is started, where this machine is to be the
+            cluster), or checkpoints would go to a folder that only one of several machines has.
+    """
+    if not uses_own_cluster():
+        connected = ray.is_initialized()
+        if not connected:
+            ray.init(address=os.environ["RAY_ADDRESS"], logging_level=logging.ERROR, log_to_driver=False)
+        try:
+            yield _shape_on_cluster(config)
+        finally:
+            if not connected:
+                ray.shutdown()
+        return
+    here = this_machine()
+    shape = worker_shape(config, [here])
+    _let_workers_import_the_package()
+    ray.init(
+        address="local",
+        num_cpus=int(here.cpus),
+        num_gpus=int(here.gpus),
+        include_dashboard=False,
+        object_store_memory=_OBJECT_STORE_BYTES,
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+    )
+    try:
+        yield shape
+    finally:
+        ray.shutdown()
+
+
+def _shape_on_cluster(config: ClusterConfig) -> WorkerShape:
+    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = [Node(found.get("CPU", 0.0), found.get("GPU", 0.0)) for found in resources if found.get("CPU")]
+    shape = worker_shape(config, nodes, autoscaled=_can_grow())
+    if len(nodes) > 1 and config.storage_path is None:
+        raise UserError(
+            f"cluster.storage_path: the cluster has {len(nodes)} machines, which do not all see the output "
+            "folder; give a folder or URI that they share for checkpoints, such as /mnt/shared/renege or s3://bucket/renege"
+        )
+    return shape
+
+
+def _can_grow() -> bool:
+    from ray._private import state  # what Ray Train asks, too; there is no public way
+
+    return state.state.get_max_resources_from_cluster_config() is not None
+
+
+def _let_workers_import_the_package() -> None:
+    """Workers inherit the environment; from a checkout that is not installed they find the package by
+    PYTHONPATH.
+    """
+    try:
+        distribution("renege_ray")
+    except PackageNotFoundError:
+        root = str(Path(__file__).resolve().parents[2])
+        paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+        os.environ["PYTHONPATH"] = os.pathsep.join(paths)

@@ -1,0 +1,104 @@
+"""How many workers fit where, and how large a share of a machine each gets: arithmetic on the cluster's
+nodes.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from renege_ray.config import ClusterConfig
+from renege_ray.errors import UserError
+
+# A worker holds its own copy of the models and its own Python: below a quarter of a core it spends more on
+# being there than on its share of the batch, and "more workers" is no longer what is wanted.
+SMALLEST_AUTOMATIC_SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class Node:
+    """What one machine of the cluster offers to Ray."""
+
+    cpus: float
+    gpus: float = 0.0
+
+
+@dataclass(frozen=True)
+class WorkerShape:
+    """How many workers there are, and what each of them reserves.
+
+    threads: torch threads on the CPU, at least 1. Ray would set the threads from the CPUs by itself, but as
+        an environment variable that a user's own setting silently replaces; here the number is set in the
+        worker, since results depend on it in the last bits.
+    """
+
+    min_workers: int
+    max_workers: int
+    cpus: float
+    gpus: int
+
+    @property
+    def threads(self) -> int:
+        """Torch threads of a worker on the CPU."""
+        return max(1, math.floor(self.cpus))
+
+    @property
+    def elastic(self) -> bool:
+        """Whether the group shrinks and grows with the cluster."""
+        return self.min_workers < self.max_workers
+
+    def resources(self) -> dict[str, float]:
+        """Ray's `resources_per_worker`."""
+        return {"CPU": self.cpus} | ({"GPU": float(self.gpus)} if self.gpus else {})
+
+
+def worker_shape(config: ClusterConfig, nodes: Sequence[Node], *, autoscaled: bool = False) -> WorkerShape:
+    """The shape of a worker group on these nodes.
+
+    `cpus_per_worker` auto is the largest equal share that lets all workers fit, whole cores where there are
+    enough and else a half or a quarter of one. Workers that do not fit a cluster that cannot grow would wait
+    for ever, so they are refused here. Elastic groups have to fit with their smallest number.
+
+    Raises:
+        UserError: naming the workers asked for and the room there is.
+    """
+    low, high = config.worker_range
+    gpus = _gpus(config, nodes)
+    if config.cpus_per_worker != "auto":
+        cpus = float(config.cpus_per_worker)
+    else:
+        cpus = next((share for n in range(high, low - 1, -1) if (share := _largest_share(nodes, n, gpus))), 0.0)
+    room = capacity(nodes, cpus or SMALLEST_AUTOMATIC_SHARE, gpus)
+    if room < low and not autoscaled:
+        total = f"{sum(node.cpus for node in nodes):g} CPUs"
+        needs = f"{cpus or SMALLEST_AUTOMATIC_SHARE:g} CPUs"
+        if gpus:
+            total += f" and {sum(node.gpus for node in nodes):g} GPUs"
+            needs += f" and {gpus} GPU"
+        remedy = f"use --num-workers {room} or fewer" if room else "free some of the machine"
+        raise UserError(
+            f"cluster.num_workers: {low} workers of {needs} each do not fit the cluster of {total} with "
+            f"room for {room}; {remedy}, or a smaller cluster.cpus_per_worker"
+        )
+    return WorkerShape(low, high, cpus or 1.0, gpus)
+
+
+def capacity(nodes: Sequence[Node], cpus: float, gpus: int) -> int:
+    """How many workers of this size fit; a worker is never split between nodes."""
+    return sum(
+        min(math.floor(node.cpus / cpus + 1e-9), math.floor(node.gpus / gpus) if gpus else 1 << 30) for node in nodes
+    )
+
+
+def _gpus(config: ClusterConfig, nodes: Sequence[Node]) -> int:
+    if config.use_gpu == "auto":
+        return int(any(node.gpus >= 1 for node in nodes))
+    return int(config.use_gpu)
+
+
+def _largest_share(nodes: Sequence[Node], workers: int, gpus: int) -> float:
+    """The most CPUs a worker can have so that all of `workers` fit; 0 if they do not fit at all."""
+    whole = range(int(max((node.cpus for node in nodes), default=0)), 0, -1)
+    for cpus in [*map(float, whole), 0.5, SMALLEST_AUTOMATIC_SHARE]:
+        if capacity(nodes, cpus, gpus) >= workers:
+            return cpus
+    return 0.0

@@ -1,0 +1,238 @@
+"""What runs in each Ray Train worker: load the frozen models, join the group, run the use case, keep its
+checkpoints.
+"""
+
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray.train
+import torch
+import torch.distributed
+from ray.train.collective import broadcast_from_rank_zero
+from safetensors.torch import save_file
+from torch import Tensor
+
+from renege_ray.cluster.checkpoints import CheckpointStore, checkpoint_name
+from renege_ray.cluster.mailbox import Mailbox
+from renege_ray.config import RunConfig
+from renege_ray.errors import UserError
+from renege_ray.models import load_model
+from renege_ray.models.base import TextToImage
+from renege_ray.pictures import image_grid
+from renege_ray.progress import ProgressLine
+from renege_ray.rewards import WeightedReward, load_rewards, load_scorers
+from renege_ray.train_global import Progress, Prompts, Result, Rewards, TrainingError, train_global
+from renege_ray.training_state import TrainingState
+from renege_ray.workers import Workers
+
+if TYPE_CHECKING:
+    from renege_ray.cluster.run_log import RunLog
+
+EVALUATION_FILE = "evaluation.safetensors"
+_SECONDS_BETWEEN_LOOKS = 0.5
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """All that a worker needs; it travels to machines that may not see the driver's files.
+
+    initial: the embedding of `optim.init` where that names a file. root, attempt: see `cluster.checkpoints`.
+        threads: torch threads on the CPU. output_dir,
+    tracking_uri, run_id: where rank 0 logs to.
+    """
+
+    config: RunConfig
+    prompts: Prompts
+    initial: Tensor | None
+    root: str
+    attempt: str
+    threads: int
+    output_dir: Path
+    tracking_uri: str
+    run_id: str | None
+
+    @property
+    def mailbox(self) -> Mailbox:
+        """Where rank 0 and the driver leave notes for each other."""
+        return Mailbox(f"{self.root}/{self.attempt}")
+
+
+def train_loop(parameters: dict[str, Any]) -> dict[str, Any]:
+    """The training function of Ray Train; `parameters["job"]` is a `TrainJob`. Returns `_outcome`."""
+    job: TrainJob = parameters["job"]
+    context = ray.train.get_context()
+    workers = Workers(context.get_world_rank(), context.get_world_size(), _all_sum)
+    store = CheckpointStore(job.root)
+    newest = store.newest_intact() if workers.rank == 0 else None
+    name = broadcast_from_rank_zero(newest[0] if newest else "")
+    resume = store.load(name) if name else None
+    torch.set_num_threads(resume.threads if resume else job.threads)
+
+    models = _load(job.config, workers)
+    if isinstance(models, str):
+        return {"status": "failed", "error": models}
+    model, rewards = models
+    reporter = _Reporter(job, model, workers, resume)
+    try:
+        result = train_global(
+            job.config,
+            model,
+            rewards,
+            job.prompts,
+            workers,
+            initial=job.initial,
+            resume=resume,
+            report=reporter.report,
+            asked_to_stop=_StopWatch(job.mailbox, workers.rank),
+        )
+    except TrainingError as error:  # the same on every rank, and no restart would help
+        reporter.close()
+        return {"status": "failed", "error": str(error)}
+    if result.test is not None:
+        _report_checkpoint(result.state, workers.rank, result)
+    reporter.close()
+    return _outcome(result, model, rewards) | {"samples_per_second": reporter.samples_per_second}
+
+
+def _load(config: RunConfig, workers: Workers) -> tuple[TextToImage, Rewards] | str:
+    """The frozen models of this worker, or why some worker could not load its own."""
+    problem, loaded = "", None
+    try:
+        device = _device()
+        model = load_model(config.model, device)
+        trained = load_rewards(config.rewards.train, device)
+        loaded = (
+            model,
+            Rewards(
+                WeightedReward({reward: config.rewards.train[name] for name, reward in trained.items()}),
+                tuple(load_rewards(config.rewards.held_out, device).values()),
+                tuple(load_scorers(config.rewards.judges, device).values()),
+            ),
+        )
+    except UserError as error:
+        problem = str(error)
+    # A rank that left alone would leave the others waiting for it in their next sum.
+    failed = int(workers.all_sum(torch.tensor([float(bool(problem))], dtype=torch.float64)))
+    if failed or loaded is None:
+        return problem or f"{failed} of {workers.world_size} workers could not load the model (see their logs)"
+    return loaded
+
+
+def _device() -> torch.device:
+    from ray.train.torch import get_device
+
+    device = get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
+def _all_sum(values: Tensor) -> Tensor:
+    """The sum over the worker group, on the CPU. NCCL moves tensors of the accelerator only."""
+    moved = values.to(_device()) if torch.distributed.get_backend() == "nccl" else values.clone()
+    torch.distributed.all_reduce(moved)
+    return moved.to(values.device)
+
+
+class _StopWatch:
+    """Whether the driver has asked to stop. Rank 0 looks, now and then; its answer reaches the others in the
+    next sum.
+    """
+
+    def __init__(self, mailbox: Mailbox, rank: int) -> None:
+        self._mailbox, self._rank = mailbox, rank
+        self._next_look = 0.0
+
+    def __call__(self) -> bool:
+        if self._rank != 0 or time.monotonic() < self._next_look:
+            return False
+        self._next_look = time.monotonic() + _SECONDS_BETWEEN_LOOKS
+        return self._mailbox.stop_requested()
+
+
+class _Reporter:
+    """Turns progress into log lines, tracked metrics and pictures (rank 0) and checkpoints (all ranks
+    together).
+    """
+
+    def __init__(self, job: TrainJob, model: TextToImage, workers: Workers, resume: TrainingState | None) -> None:
+        self._job, self._rank = job, workers.rank
+        self._log = _run_log(job) if self._rank == 0 else None
+        self._mailbox = job.mailbox
+        self._samples, self._seconds, self._warm = 0, 0.0, False
+        if self._rank != 0:
+            return
+        self._line = ProgressLine(job.config.optim.steps, resume.step if resume else 0)
+        where = f"from the checkpoint at step {resume.step}" if resume else "from the start"
+        self._mailbox.post(
+            f"{workers.world_size} worker(s) with {torch.get_num_threads()} thread(s) on {model.device.type}"
+            f" ({str(model.dtype).removeprefix('torch.')}); training {where}"
+        )
+        cut = model.count_truncated(list(job.prompts.train))
+        if cut:
+            self._mailbox.post(f"{cut} training prompts are too long for the text encoder and are cut")
+
+    @property
+    def samples_per_second(self) -> float:
+        """Of all updates of this process, without the first (which warms up) and without validations."""
+        return self._samples / self._seconds if self._seconds else 0.0
+
+    def report(self, progress: Progress) -> None:
+        """What `train_global` is given to tell its progress to."""
+        if self._warm and "perf/step_seconds" in progress.metrics:
+            self._samples += self._job.config.optim.batch_size
+            self._seconds += progress.metrics["perf/step_seconds"]
+        self._warm = self._warm or "perf/step_seconds" in progress.metrics
+        if self._log is not None:
+            self._log.metrics(progress.step, progress.metrics)
+            if progress.evaluation is not None and progress.evaluation.images:
+                shown = progress.evaluation.pairs[: self._job.config.validation.num_images]
+                grid = image_grid(progress.evaluation.images, [pair.prompt for pair in shown], f"step {progress.step}")
+                self._log.image("validation", grid, progress.step)
+            for line in [*progress.message.splitlines(), *self._line.update(progress.step, progress.metrics)]:
+                self._mailbox.post(line)
+        if progress.state is not None:
+            _report_checkpoint(progress.state, self._rank)
+
+    def close(self) -> None:
+        """Nothing is left to be sent when this returns."""
+        if self._log is not None:
+            self._log.flush()
+
+
+def _run_log(job: TrainJob) -> "RunLog":
+    """Rank 0 alone imports MLflow, which takes seconds."""
+    from renege_ray.cluster.run_log import RunLog
+
+    return RunLog(job.run_id, job.tracking_uri, job.output_dir)
+
+
+def _report_checkpoint(state: TrainingState, rank: int, final: Result | None = None) -> None:
+    """Hand a checkpoint to Ray Train. All ranks come here together; rank 0 has the files."""
+    name = checkpoint_name(state.step, final is not None)
+    if rank != 0:
+        ray.train.report({"step": state.step}, checkpoint_dir_name=name)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        if final is not None and final.test is not None:
+            save_file(final.test.tensors(), folder / EVALUATION_FILE)
+        state.write_files(folder)
+        checkpoint = ray.train.Checkpoint.from_directory(scratch)
+        ray.train.report({"step": state.step}, checkpoint=checkpoint, checkpoint_dir_name=name)
+
+
+def _outcome(result: Result, model: TextToImage, rewards: Rewards) -> dict[str, Any]:
+    """What the driver cannot know without the models: plain values, since Ray refuses to return tensors."""
+    return {
+        "status": result.status,
+        "step": result.state.step,
+        "checkpoint": checkpoint_name(result.state.step, final=result.test is not None),
+        "base_model": model.name,
+        "text_encoder": model.text_encoder_name,
+        "text_encoder_hash": model.text_encoder_hash,
+        "reward": rewards.train.name,
+    }
