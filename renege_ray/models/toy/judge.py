@@ -1,0 +1,111 @@
+"""The judge: which drawable picture is nearest to an image, and is that what the prompt asked for?
+
+Nothing here is learned and nothing has a gradient, so no embedding can have been trained to please it. The whole
+space of pictures (scene, position, defects) is searched in two rounds: all of them coarsely, at 8x8 pixels and every other
+position, then the best of those finely, at 32x32 pixels and all neighbouring positions.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from renege_ray.models.toy.scenes import (
+    MAX_JITTER,
+    Picture,
+    Scene,
+    all_scenes,
+    draw_scenes,
+    possible_defects,
+    spoil,
+)
+
+FINALISTS = 16
+POSITIONS = tuple(itertools.product(range(-MAX_JITTER, MAX_JITTER + 1), repeat=2))
+COARSE_POSITIONS = tuple(i for i, (x, y) in enumerate(POSITIONS) if x % 2 == 0 and y % 2 == 0)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The picture nearest to an image, and how far it is (root mean square error over pixels and channels)."""
+
+    picture: Picture
+    distance: float
+
+
+class Judge:
+    """Finds the nearest drawable picture of each image. A candidate is (scene index, position index, defects index)."""
+
+    def judge(self, images: Tensor) -> list[Verdict]:
+        """The nearest picture for each image of (B, 3, 32, 32), values in [0, 1]."""
+        with torch.no_grad():
+            images = images.detach().float().cpu()
+            return [v for chunk in images.split(32) for v in self._judge(chunk)]
+
+    def _judge(self, images: Tensor) -> list[Verdict]:
+        coarse = F.avg_pool2d(images, 4).flatten(1)
+        references, squares = self._coarse_references
+        # ||image - reference||^2 up to the image's own square, which is the same for every reference.
+        distance = squares - 2 * coarse @ references.T
+        best = distance.topk(FINALISTS, largest=False).indices.tolist()
+        finalists = [sorted({n for row in rows for n in _neighbours(self._coarse_candidates[row])}) for rows in best]
+        flat = [candidate for row in finalists for candidate in row]
+        scene, position, _ = torch.tensor(flat).T
+        drawn = spoil(self._clean[scene, position], [possible_defects()[d] for _, _, d in flat])
+        image_of = torch.tensor([i for i, row in enumerate(finalists) for _ in row])
+        errors = (drawn - images[image_of]).square().mean((1, 2, 3)).split([len(row) for row in finalists])
+        return [_verdict(row[int(e.argmin())], float(e.min())) for row, e in zip(finalists, errors, strict=True)]
+
+    @cached_property
+    def _clean(self) -> Tensor:
+        """Every scene at every position without defects: (288, 25, 3, 32, 32)."""
+        return torch.stack([draw_scenes([scene] * len(POSITIONS), POSITIONS) for scene in all_scenes()])
+
+    @cached_property
+    def _coarse_candidates(self) -> list[tuple[int, int, int]]:
+        scenes, defects = range(len(all_scenes())), range(len(possible_defects()))
+        return [(s, p, d) for d in defects for s in scenes for p in COARSE_POSITIONS]
+
+    @cached_property
+    def _coarse_references(self) -> tuple[Tensor, Tensor]:
+        clean = self._clean[:, list(COARSE_POSITIONS)].flatten(0, 1)
+        spoiled = (spoil(clean, [defects] * len(clean)) for defects in possible_defects())
+        references = torch.cat([F.avg_pool2d(images, 4).flatten(1) for images in spoiled])  # (N, 192)
+        return references, references.square().sum(1)
+
+
+def _neighbours(candidate: tuple[int, int, int]) -> list[tuple[int, int, int]]:
+    """The candidate moved by at most one pixel in each direction, within the jitter."""
+    scene, position, defects = candidate
+    x, y = POSITIONS[position]
+    near = [i for i, (u, v) in enumerate(POSITIONS) if abs(u - x) <= 1 and abs(v - y) <= 1]
+    return [(scene, i, defects) for i in near]
+
+
+def _verdict(candidate: tuple[int, int, int], error: float) -> Verdict:
+    scene, position, defects = candidate
+    picture = Picture(all_scenes()[scene], POSITIONS[position], possible_defects()[defects])
+    return Verdict(picture, error**0.5)
+
+
+def agreement(verdicts: Sequence[Verdict], asked: Sequence[dict[str, str]]) -> dict[str, Tensor]:
+    """1 where a verdict agrees with what was asked, else 0, NaN where a prompt leaves a part open; each (B,) float32.
+
+    Names: `judge_clean` (no defect), `judge_shape`, `judge_colour`, `judge_background`, `judge_size`.
+    """
+    results = {"judge_clean": torch.tensor([float(not v.picture.defects) for v in verdicts])}
+    for part in ("shape", "colour", "background", "size"):
+        results[f"judge_{part}"] = torch.tensor(
+            [_agrees(v.picture.scene, part, a) for v, a in zip(verdicts, asked, strict=True)]
+        )
+    return results
+
+
+def _agrees(scene: Scene, part: str, asked: dict[str, str]) -> float:
+    return float(getattr(scene, part) == asked[part]) if part in asked else float("nan")

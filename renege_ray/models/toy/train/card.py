@@ -1,0 +1,151 @@
+"""Measures the embedded model and writes what was found as its model card."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+from torch import Tensor, nn
+from transformers import CLIPTokenizer
+
+from renege_ray.models.toy import GUIDANCE_SCALE, NUM_INFERENCE_STEPS
+from renege_ray.models.toy.captions import parse, prompts
+from renege_ray.models.toy.judge import Judge, Verdict, agreement
+from renege_ray.models.toy.scenes import (
+    DEFECTS,
+    NAMED_DEFECTS,
+    UNNAMED_DEFECTS,
+    Picture,
+    draw,
+    random_defects,
+    random_offset,
+    scenes_of,
+)
+from renege_ray.models.toy.train.rewards import ranking_accuracy
+from renege_ray.models.toy.train.vae import random_pictures, reconstruction_psnr
+
+PLAIN_PROMPTS = 500
+RENDERS = 600
+
+
+@torch.no_grad()
+def generate(pipe: StableDiffusionPipeline, texts: Sequence[str], negative: str = "", seed: int = 0) -> Tensor:
+    """Images (N, 3, 32, 32) by plain diffusers, with the package's default guidance and steps."""
+    images = []
+    for i in range(0, len(texts), 50):
+        chunk = list(texts[i : i + 50])
+        generators = [torch.Generator().manual_seed(seed * 10**6 + i + j) for j in range(len(chunk))]
+        images.append(
+            pipe(
+                chunk,
+                negative_prompt=[negative] * len(chunk),
+                guidance_scale=GUIDANCE_SCALE,
+                num_inference_steps=NUM_INFERENCE_STEPS,
+                height=32,
+                width=32,
+                generator=generators,
+                output_type="pt",
+            ).images
+        )
+    return torch.cat(images)
+
+
+def judge_on_renders(judge: Judge) -> dict[str, float]:
+    """Share of real renders of held-out scenes, spoiled and decoded by nobody, that the judge names right."""
+    rng = random.Random("renders")
+    scenes = scenes_of("held_out")
+    pictures = [Picture(rng.choice(scenes), random_offset(rng), random_defects(rng)) for _ in range(RENDERS)]
+    # A little noise, or every render would be met exactly.
+    images = draw(pictures)
+    images = images + 0.02 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    found = [verdict.picture for verdict in judge.judge(images.clamp(0, 1))]
+    pairs = list(zip(pictures, found, strict=True))
+    shares = {
+        part: sum(getattr(a.scene, part) == getattr(b.scene, part) for a, b in pairs) / RENDERS
+        for part in ("shape", "colour", "background", "size")
+    }
+    shares["clean or not"] = sum((not a.defects) == (not b.defects) for a, b in pairs) / RENDERS
+    return shares | {d: sum((d in a.defects) == (d in b.defects) for a, b in pairs) / RENDERS for d in DEFECTS}
+
+
+def summarise(verdicts: Sequence[Verdict], texts: Sequence[str]) -> dict[str, float]:
+    """Shares over images: free of defects, each attribute right, each defect present."""
+    agreed = agreement(verdicts, [parse(text) for text in texts])
+    shares = {name.removeprefix("judge_"): float(values.nanmean()) for name, values in agreed.items()}
+    return shares | {d: sum(d in v.picture.defects for v in verdicts) / len(verdicts) for d in DEFECTS}
+
+
+def measure(
+    pipe: StableDiffusionPipeline, vae: AutoencoderKL, tokenizer: CLIPTokenizer, rewards: dict[str, nn.Module]
+) -> dict[str, Any]:
+    """All the figures of the card."""
+    judge = Judge()
+    texts = prompts("held_out")[:PLAIN_PROMPTS]
+    negatives = {"no negative prompt": "", "negative prompt": ", ".join(NAMED_DEFECTS)}
+    rows = {}
+    for name, negative in negatives.items():
+        for seed in range(2):
+            images = generate(pipe, texts, negative, seed)
+            rows[f"{name}, seed {seed}"] = summarise(judge.judge(images), texts)
+    return {
+        "vae_psnr_db": reconstruction_psnr(vae, random_pictures(500, "card")),
+        "judge": judge_on_renders(judge),
+        "rewards": {name: ranking_accuracy(net, tokenizer, vae, seed=1) for name, net in rewards.items()},
+        "generation": rows,
+    }
+
+
+def write_card(figures: dict[str, Any], trained_with: str) -> str:
+    """The model card in Markdown."""
+    rewards = figures["rewards"]
+    kinds = list(next(iter(rewards.values())))
+    generation = figures["generation"]
+    columns = list(next(iter(generation.values())))
+    return "\n".join(
+        [
+            "# The embedded model",
+            "",
+            "A small text-to-image latent diffusion model that `renege_ray` carries so that learning a negative",
+            "embedding can be tried, and tested, in minutes on a CPU: 32x32 pictures of one coloured shape, many of",
+            "them spoiled by defects, as the pictures that it was trained on are.",
+            "",
+            f"Named in some captions: {', '.join(NAMED_DEFECTS)}. Never named: {', '.join(UNNAMED_DEFECTS)}.",
+            f"Defaults: guidance scale {GUIDANCE_SCALE:g}, {NUM_INFERENCE_STEPS} DDIM steps.",
+            "",
+            f"Trained by `{trained_with}`; the figures below were measured by the same command on the stored",
+            "(float16) weights. Scenes of the held-out split were seen by no network.",
+            "",
+            f"## Images of {PLAIN_PROMPTS} held-out prompts, as the judge sees them",
+            "",
+            _table(["share of images", *columns], [[n, *map(_percent, r.values())] for n, r in generation.items()]),
+            "",
+            "The first five columns: free of defects, attribute as asked for. The others: the defect is present.",
+            "",
+            "## Rewards: pairs ranked right that differ in one thing alone, held-out scenes",
+            "",
+            _table(
+                ["reward", *kinds],
+                [[f"`{name}`", *(_percent(row[kind]) for kind in kinds)] for name, row in rewards.items()],
+            ),
+            "",
+            "## Judge: real renders named right",
+            "",
+            _table(list(figures["judge"]), [[_percent(v) for v in figures["judge"].values()]]),
+            "",
+            f"## Autoencoder: {figures['vae_psnr_db']:.1f} dB",
+            "",
+        ]
+    )
+
+
+def _percent(share: float) -> str:
+    return "" if math.isnan(share) else f"{100 * share:.1f} %"
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -1,0 +1,82 @@
+"""Trains the UNet together with its text encoder on latents of spoiled pictures and the captions they might have."""
+
+from __future__ import annotations
+
+import functools
+import random
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from renege_ray.models.toy.architecture import build_scheduler, build_text_encoder, build_unet
+from renege_ray.models.toy.captions import web_caption
+from renege_ray.models.toy.preferences import tokenize
+from renege_ray.models.toy.scenes import Picture, draw, random_defects, random_offset, scenes_of
+from renege_ray.models.toy.train.loop import Recipe, fit
+
+RECIPE = Recipe(steps=4200, batch_size=64, learning_rate=1e-3)
+PICTURES = 40_000
+
+
+def web_pictures(count: int, seed: int) -> list[Picture]:
+    """Training pictures, spoiled as often as on the toy's web."""
+    rng = random.Random(f"web pictures {seed}")
+    scenes = scenes_of("train")
+    return [Picture(rng.choice(scenes), random_offset(rng), random_defects(rng)) for _ in range(count)]
+
+
+@torch.no_grad()
+def encode_pictures(vae: AutoencoderKL, pictures: list[Picture], batch_size: int = 250) -> Tensor:
+    """Scaled latents (N, 4, 8, 8) of the pictures, float32."""
+    chunks = [pictures[i : i + batch_size] for i in range(0, len(pictures), batch_size)]
+    return torch.cat([vae.encode(draw(c) * 2 - 1).latent_dist.mean for c in chunks]) * vae.config.scaling_factor
+
+
+def velocity_loss(
+    unet: UNet2DConditionModel, scheduler: DDIMScheduler, latents: Tensor, embeds: Tensor, random_key: int
+) -> Tensor:
+    """Mean squared error of the predicted velocity v = sqrt(a) eps - sqrt(1 - a) x0 at one random t a sample."""
+    generator = torch.Generator().manual_seed(random_key)
+    count = len(latents)
+    # Stratified over the batch: every batch sees noise of all levels.
+    quantile = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+    timesteps = (quantile * scheduler.config.num_train_timesteps).long()
+    noise = torch.randn(latents.shape, generator=generator)
+    noisy = scheduler.add_noise(latents, noise, timesteps)
+    target = scheduler.get_velocity(latents, noise, timesteps)
+    return F.mse_loss(unet(noisy, timesteps, embeds).sample, target)
+
+
+def train_diffusion(
+    seed: int,
+    vae: AutoencoderKL,
+    tokenizer: CLIPTokenizer,
+    checkpoint: Path,
+    recipe: Recipe = RECIPE,
+    picture_count: int = PICTURES,
+) -> tuple[UNet2DConditionModel, CLIPTextModel]:
+    """Trains both networks from random weights; captions are drawn anew each time that a picture is used."""
+    torch.manual_seed(seed)
+    unet = build_unet().to(memory_format=torch.channels_last)
+    text_encoder = build_text_encoder(tokenizer)
+    scheduler = build_scheduler()
+    pictures = web_pictures(picture_count, seed)
+    latents = functools.cache(lambda: encode_pictures(vae, pictures))  # not needed where all steps are done
+
+    def loss_of_step(step: int) -> Tensor:
+        rng = random.Random(f"{seed} diffusion {step}")
+        rows = rng.sample(range(picture_count), recipe.batch_size)
+        captions = [web_caption(pictures[i].scene, pictures[i].defects, rng) for i in rows]
+        embeds = text_encoder(tokenize(tokenizer, captions))[0]
+        return velocity_loss(unet, scheduler, latents()[rows], embeds, random_key=seed * 10**7 + step)
+
+    networks = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
+    fit(networks, loss_of_step, recipe, checkpoint)
+    return (
+        unet.eval().requires_grad_(False).to(memory_format=torch.contiguous_format),
+        text_encoder.eval().requires_grad_(False),
+    )
