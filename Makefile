@@ -25,7 +25,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest
 
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest -m 'not ray and not server'
+	$(BIN)/python -m pytest -m 'not ray and not server and not model'
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -14,7 +14,7 @@ def duration(seconds: float) -> str:
 class ProgressLine:
     """Makes at most one line in `every` seconds, and one for each validation.
 
-    The time that is left is judged by the steps since this process began, validations included.
+    The time that is left is judged by the steps that this process has made, validations included.
     """
 
     def __init__(
@@ -46,7 +46,9 @@ class ProgressLine:
             if name in metrics
         ]
         done = step - self._first
-        if done > 0:
+        if done == 0:
+            self._started = now  # what came before (baselines) is not repeated
+        else:
             pieces.append(f"ETA {duration((now - self._started) / done * (self._total - step))}")
         if validated:
             pieces.append(_validation(metrics))

@@ -77,6 +77,7 @@ def build_scheduler() -> DDIMScheduler:
         prediction_type="v_prediction",
         rescale_betas_zero_snr=True,
         timestep_spacing="trailing",
+        steps_offset=1,  # of no effect with trailing spacing, but diffusers warns of any other value
         clip_sample=False,
         set_alpha_to_one=True,
     )

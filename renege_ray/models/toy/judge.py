@@ -1,8 +1,8 @@
 """The judge: which drawable picture is nearest to an image, and is that what the prompt asked for?
 
 Nothing here is learned and nothing has a gradient, so no embedding can have been trained to please it. The whole
-space of pictures (scene, position, defects) is searched in two rounds: all of them coarsely, at 8x8 pixels and every other
-position, then the best of those finely, at 32x32 pixels and all neighbouring positions.
+space of pictures (scene, position, defects) is searched in two rounds: all of them coarsely, at 8x8 pixels and every
+other position, then the best of those finely, at 32x32 pixels and all neighbouring positions.
 """
 
 from __future__ import annotations

@@ -37,10 +37,11 @@ from renege_ray.models.toy.scenes import (
 )
 from renege_ray.models.toy.train.loop import Recipe, fit
 
-RECIPE = Recipe(steps=2400, batch_size=24, learning_rate=1.5e-3, average_decay=0.99)
+RECIPE = Recipe(steps=1600, batch_size=24, learning_rate=1.5e-3, average_decay=0.99)
 ATTRIBUTES = {"shape": SHAPES, "colour": tuple(COLOURS), "background": tuple(BACKGROUNDS), "size": SIZES}
 ATTRIBUTE_COST = {"shape": 2.0, "colour": 2.0, "background": 2.0, "size": 1.5}
 DEFECT_COST = 1.5
+POOL_NOISE = 0.25  # standard deviations of scaled latents, at the most
 
 
 def utility(picture: Picture, asked: Scene) -> float:
@@ -69,7 +70,7 @@ def candidates(asked: Scene, rng: random.Random) -> list[Picture]:
 
 
 class PicturePool:
-    """The pictures as a reward will meet them: as drawn, through the autoencoder, and through it with noisy latents.
+    """The pictures as a reward will meet them: as drawn, or decoded from their latents with a little noise.
 
     Made once for every training scene and set of defects; a picture is looked up instead of decoded at each step.
     """
@@ -81,9 +82,7 @@ class PicturePool:
         keys = [(scene, defects) for scene in scenes for defects in possible_defects()]
         drawn = draw([Picture(scene, random_offset(rng), defects) for scene, defects in keys])
         self._rows = {key: row for row, key in enumerate(keys)}
-        self._decoded = [
-            torch.cat([_through(vae, chunk, noise, generator) for chunk in drawn.split(250)]) for noise in (0.0, 0.25)
-        ]
+        self._decoded = torch.cat([_through(vae, c, POOL_NOISE, generator) for c in drawn.split(250)])
 
     def images(self, pictures: list[Picture], rng: random.Random) -> Tensor:
         """(B, 3, 32, 32), each drawn sharp or taken from the pool (where its position is the pool's) at random."""
@@ -91,7 +90,7 @@ class PicturePool:
         for i, picture in enumerate(pictures):
             row = self._rows.get((picture.scene, picture.defects))
             if row is not None and rng.random() < 0.6:
-                images[i] = rng.choice(self._decoded)[row].float() / 255
+                images[i] = self._decoded[row].float() / 255
         return images
 
 
