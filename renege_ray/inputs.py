@@ -31,12 +31,17 @@ def read_inputs(config: RunConfig) -> Inputs:
     """Read all files that the configuration names.
 
     Raises:
-        UserError: a name that is not known, a file that is missing, empty or damaged, an embedding that does
+        UserError: a name that is not known, a model that cannot be found (a model of the Hub is downloaded
+            here), a file that is missing, empty or damaged, an embedding that does
             not fit.
     """
     check_names(config.rewards.train, REWARD_NAMES, "rewards.train:")
     check_names(config.rewards.held_out, REWARD_NAMES, "rewards.held_out:")
     check_names(config.rewards.judges, JUDGE_NAMES + REWARD_NAMES, "rewards.judges:")
+    if config.model.id != "toy":
+        from renege_ray.models.hub import find_folder  # imports diffusers
+
+        find_folder(config.model.id, revision=config.model.revision, variant=config.model.variant)
     notes = []
     sets = {}
     for split in ("train", "validation", "held_out"):

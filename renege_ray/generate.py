@@ -1,0 +1,215 @@
+"""Use case: make images of the same prompts and seeds under several negatives, side by side."""
+
+import argparse
+import json
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Never
+
+from torch import Tensor
+
+from renege_ray.config import RunConfig, load_preset, parse_config, to_mapping
+from renege_ray.encoded_prompts import EncodedPrompts
+from renege_ray.errors import UserError
+from renege_ray.evaluate import Pair
+from renege_ray.evaluate import generate as make_images
+from renege_ray.method.embedding import PICKLE_SUFFIXES, NegativeEmbedding
+from renege_ray.models import TextToImage, load_model
+from renege_ray.models.text_encoder import identify_text_encoder
+from renege_ray.output import check_output_dir, make_output_dir
+from renege_ray.pictures import image_grid, save_png, to_pil
+
+_EMBEDDING_SUFFIXES = (".safetensors", *PICKLE_SUFFIXES)
+_EPILOG = """\
+examples:
+  python jobs/generate.py --prompt "a big red star on a teal background"
+  python jobs/generate.py --prompt "a small blue ring on black" --seed 1 --seed 2 \\
+      --negative null --negative "blurry, dark" --negative outputs/RUN/negative_embedding.safetensors
+
+every seed makes the image that diffusers makes with torch.Generator("cpu").manual_seed(SEED)
+"""
+
+
+@dataclass(frozen=True)
+class GenerateRequest:
+    """What to make: an image of each prompt with each seed under each negative.
+
+    config: model, sampling and output folder; the rest of it is not used. negatives: as the user named them.
+    """
+
+    config: RunConfig
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    negatives: tuple[str, ...]
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """All prompts with all seeds: the columns of the grid."""
+        return [Pair(prompt, seed) for prompt in self.prompts for seed in self.seeds]
+
+
+def parse_request(argv: Sequence[str]) -> GenerateRequest:
+    """The command line of `jobs/generate.py`. `--help` prints and exits.
+
+    Raises:
+        UserError: for anything wrong with it.
+    """
+    parser = _Parser(
+        prog="jobs/generate.py",
+        description="Images of the same prompts and seeds under several negatives, and a grid of them all.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--prompt", action="append", required=True, metavar="TEXT", help="repeat it for more images")
+    add(
+        "--negative",
+        action="append",
+        metavar="FILE|null|handwritten|TEXT",
+        help="an embedding file, null (the empty text), handwritten (the preset's first one) or any text; repeat "
+        "it to compare (default: null)",
+    )
+    add("--seed", action="append", type=_seed, metavar="N", help="of the initial noise; may be repeated (default: 0)")
+    add("--preset", default="toy", metavar="NAME|FILE", help="where the settings below come from (default: toy)")
+    add("--model", metavar="ID", help="'toy', a folder in diffusers format, or a Hub id")
+    add("--guidance-scale", type=_number, metavar="W", help="above 1")
+    add("--num-inference-steps", type=int, metavar="T", help="sampler steps")
+    add("--output-dir", type=Path, metavar="DIR", help="default: outputs/generate-DATE-TIME")
+    given = parser.parse_args(list(argv))
+    config = _config(given)
+    check_output_dir(config.output_dir, resume=False)
+    if any(not prompt.strip() for prompt in given.prompt):
+        raise UserError("--prompt: an empty prompt shows nothing of a negative; give a text")
+    return GenerateRequest(
+        config,
+        tuple(dict.fromkeys(given.prompt)),
+        tuple(dict.fromkeys(given.seed or [0])),
+        tuple(dict.fromkeys(given.negative or ["null"])),
+    )
+
+
+def generate(request: GenerateRequest, say: Callable[[str], None] = print) -> list[Path]:
+    """Write one PNG an image, a grid where there is more than one, and summary.json. Returns the files'
+    paths.
+
+    Raises:
+        UserError: an embedding that cannot be read or does not fit (before the model is loaded), or the
+            model.
+    """
+    started = time.monotonic()
+    config = request.config
+    embeddings = _load_embeddings(request)
+    model = load_model(config.model)
+    folder = make_output_dir(config.output_dir)
+    encoded = EncodedPrompts(model)
+    rows, files = {}, []
+    for number, name in enumerate(request.negatives):
+        negative = embeddings.get(name)
+        if negative is None:
+            negative = encoded([_text(name, config)])
+        rows[_label(name, config)] = images = _in_batches(model, negative, request, encoded)
+        for pair, image in zip(request.pairs, images, strict=True):
+            path = folder / "images" / f"{number}_{_slug(name)}_{_slug(pair.prompt)}_{pair.seed}.png"
+            save_png(to_pil(image), path)
+            files.append(path)
+    if len(files) > 1:
+        captions = [f"{pair.prompt} (seed {pair.seed})" for pair in request.pairs]
+        files.append(folder / "grid.png")
+        save_png(image_grid(rows, captions), files[-1])
+    cut = model.count_truncated(request.prompts)
+    if cut:
+        say(f"{cut} prompts are too long for the text encoder and were cut")
+    _write_summary(folder, files, time.monotonic() - started)
+    return files
+
+
+def _config(given: argparse.Namespace) -> RunConfig:
+    """The preset with the flags that were given."""
+    data = to_mapping(load_preset(given.preset))
+    data["output_dir"] = str(given.output_dir or f"outputs/generate-{datetime.now():%Y%m%d-%H%M%S}")
+    if given.model is not None:
+        data["model"]["id"] = given.model
+    if given.guidance_scale is not None:
+        data["sampling"]["guidance_scale"] = given.guidance_scale
+    if given.num_inference_steps is not None:
+        data["sampling"]["num_inference_steps"] = given.num_inference_steps
+        if given.num_inference_steps >= 1:  # no gradients are taken here: any range will do
+            data["sampling"]["gradient_steps"] = [0, 1]
+    return parse_config(data)
+
+
+def _load_embeddings(request: GenerateRequest) -> dict[str, Tensor]:
+    """The negatives that are files, each checked against the model's text encoder."""
+    loaded = {
+        name: NegativeEmbedding.load(name)
+        for name in request.negatives
+        if name not in ("null", "handwritten")
+        and (Path(name).suffix.lower() in _EMBEDDING_SUFFIXES or Path(name).is_file())
+    }
+    if loaded:
+        encoder = identify_text_encoder(request.config.model)
+        for embedding in loaded.values():
+            embedding.check_fits(*encoder.embedding_shape, encoder.hash, encoder.name)
+    return {name: embedding.prompt_embeds.float() for name, embedding in loaded.items()}
+
+
+def _in_batches(model: TextToImage, negative: Tensor, request: GenerateRequest, encoded: EncodedPrompts) -> Tensor:
+    """Images (P, 3, H, W) of all pairs, on the CPU."""
+    import torch
+
+    size = request.config.validation.batch_size
+    pairs = request.pairs
+    chunks = (pairs[start : start + size] for start in range(0, len(pairs), size))
+    return torch.cat([make_images(model, negative, c, request.config.sampling, encoded).cpu() for c in chunks])
+
+
+def _text(name: str, config: RunConfig) -> str:
+    return {"null": "", "handwritten": config.prompts.handwritten[0]}.get(name, name)
+
+
+def _label(name: str, config: RunConfig) -> str:
+    if name == "handwritten":
+        return f"handwritten\n{config.prompts.handwritten[0]}"
+    return Path(name).stem if Path(name).suffix.lower() in _EMBEDDING_SUFFIXES else name
+
+
+def _slug(text: str) -> str:
+    stem = Path(text).stem if Path(text).suffix.lower() in _EMBEDDING_SUFFIXES else text
+    return re.sub(r"[^A-Za-z0-9]+", "-", stem).strip("-")[:40] or "text"
+
+
+def _write_summary(folder: Path, files: Sequence[Path], seconds: float) -> None:
+    """The summary that all jobs leave; nothing is tracked here."""
+    summary: dict[str, Any] = {
+        "job": "generate",
+        "status": "finished",
+        "mlflow_run_id": None,
+        "mlflow_tracking_uri": None,
+        "seconds": round(seconds, 2),
+        "artifacts": {path.stem: str(path.relative_to(folder)) for path in files},
+        "metrics": {},
+    }
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Never:
+        raise UserError(f"{message.removeprefix('argument ')}; see --help")
+
+
+def _seed(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 up")
+    return int(text)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None

@@ -1,0 +1,209 @@
+"""The jobs from outside: bad input is one clear line and exit code 2, before a model is loaded or Ray
+started.
+"""
+
+import importlib.util
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from safetensors.torch import save_file
+
+from renege_ray.errors import UserError
+from renege_ray.method.embedding import EmbeddingMetadata, NegativeEmbedding
+from renege_ray.models.stable_diffusion import hash_text_encoder
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def job(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"job_{name}", ROOT / "jobs" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any attempt to load a model or to start Ray is an error of another kind than the one expected."""
+    import ray
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("started something in spite of bad input")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.setattr(StableDiffusionPipeline, "from_pretrained", refuse)
+
+
+def prompts_file(folder: Path, content: bytes) -> str:
+    path = folder / "prompts.txt"
+    path.write_bytes(content)
+    return str(path)
+
+
+BAD_FLAGS: dict[str, tuple[list[str], str]] = {
+    "unknown preset": (["--preset", "tyo"], "did you mean toy"),
+    "misspelt field": (["--optim.lrr", "1e-3"], "--optim.lr"),
+    "wrong type": (["--optim.steps", "many"], "optim.steps"),
+    "negative rate": (["--optim.lr", "-1e-3"], "optim.lr"),
+    "no guidance": (["--sampling.guidance-scale", "1"], "sampling.guidance_scale"),
+    "empty range": (["--sampling.gradient-steps", "5,5"], "is empty"),
+    "reversed range": (["--sampling.gradient-steps", "9,2"], "is reversed"),
+    "range outside": (["--sampling.gradient-steps", "0,99"], "leaves the"),
+    "indivisible batch": (["--optim.batch-size", "15"], "not divisible"),
+    "zero workers": (["--num-workers", "0"], "0 workers"),
+    "too many workers for the machine": (["--num-workers", "4", "--cluster.cpus-per-worker", "4096"], "room for 0"),
+    "unknown reward": (["--rewards.train", "{toyy: 1.0}"], "did you mean 'toy'"),
+    "no prompts file": (["--prompts", "none.txt"], "none.txt"),
+    "no initial embedding": (["--init", "none.safetensors"], "optim.init"),
+    "tracking to nowhere": (["--tracking-uri", "ftp://somewhere"], "tracking_uri"),
+    "no such run": (["--resume", "nowhere"], "--resume"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FLAGS)
+def test_bad_flags(case: str, nothing_starts: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags, expected = BAD_FLAGS[case]
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        job("train_global").main(flags)
+    assert expected in str(caught.value) and "\n" not in str(caught.value)
+    assert not any(tmp_path.iterdir()), "bad input leaves nothing behind"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"), [(b"", "is empty"), (b"\n \n", "no prompt"), (b"caf\xe9\n", "not UTF-8")]
+)
+def test_bad_prompt_files(content: bytes, expected: str, nothing_starts: None, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=expected):
+        job("train_global").main(["--prompts", prompts_file(tmp_path, content), "--output-dir", str(tmp_path / "out")])
+
+
+def test_an_output_folder_with_another_run(nothing_starts: None, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("seed: 0\n")
+    with pytest.raises(UserError, match="already holds a run"):
+        job("train_global").main(["--output-dir", str(tmp_path)])
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_an_output_folder_that_cannot_be_written(nothing_starts: None, tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(UserError, match="not writable"):
+        job("train_global").main(["--output-dir", str(tmp_path / "out")])
+
+
+def embedding_file(folder: Path, shape: tuple[int, ...], encoder_hash: str) -> str:
+    metadata = EmbeddingMetadata(text_encoder_hash=encoder_hash, text_encoder="AnotherEncoder")
+    path = folder / "embedding.safetensors"
+    NegativeEmbedding(torch.zeros(shape), metadata).save(path)
+    return str(path)
+
+
+@pytest.fixture
+def model_folder(tiny_pipeline: Callable[..., Any], tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    tiny_pipeline().save_pretrained(folder)
+    return folder
+
+
+def test_embeddings_that_do_not_fit(nothing_starts: None, tmp_path: Path, model_folder: Path) -> None:
+    corrupt, evil = tmp_path / "corrupt.safetensors", tmp_path / "evil.pt"
+    corrupt.write_bytes(b"\x10\0\0\0\0\0\0\0{broken")
+    evil.write_bytes(pickle.dumps(subprocess.Popen))
+    cases = {
+        embedding_file(tmp_path, (1, 7, 16), ""): r"\(7, 16\).*\(12, 16\)",
+        str(corrupt): "corrupt.safetensors",
+        str(evil): "evil.pt",
+    }
+    for path, expected in cases.items():
+        for name, flags in {
+            "train_global": ["--init", path],
+            "generate": ["--prompt", "a fox", "--negative", path],
+        }.items():
+            common = ["--model", str(model_folder), "--output-dir", str(tmp_path / "out")]
+            with pytest.raises(UserError, match=expected) as caught:
+                job(name).main([*flags, *common])
+            assert "\n" not in str(caught.value)
+    other = embedding_file(tmp_path, (1, 12, 16), "f" * 16)
+    with pytest.raises(UserError, match=r"AnotherEncoder.*f{16}.*CLIPTextModel"):
+        job("generate").main(["--prompt", "a fox", "--negative", other, *common])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ([], "--prompt"),
+        (["--prompt", " "], "--prompt"),
+        (["--prompt", "a fox", "--seed", "-1"], "--seed"),
+        (["--prompt", "a fox", "--guidance-scale", "1"], "guidance_scale"),
+        (["--prompt", "a fox", "--num-inference-steps", "0"], "num_inference_steps"),
+        (["--prompt", "a fox", "--negatives", "null"], "--negatives"),
+        (["--prompt", "a fox", "--negative", "none.safetensors"], "none.safetensors"),
+        (["--prompt", "a fox", "--model", "./no/such/folder"], "no/such/folder"),
+    ],
+)
+def test_bad_requests_to_generate(flags: list[str], expected: str, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        job("generate").main(flags)
+    assert expected in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_generate_makes_the_images_of_diffusers(model_folder: Path, tmp_path: Path, capsys: Any) -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(model_folder, safety_checker=None)
+    learned = torch.randn(1, 12, 16, generator=torch.Generator().manual_seed(0)).half()
+    path = tmp_path / "learned.safetensors"
+    NegativeEmbedding(learned, EmbeddingMetadata(hash_text_encoder(pipeline.text_encoder))).save(path)
+    out = tmp_path / "out"
+    code = job("generate").main(
+        ["--model", str(model_folder), "--prompt", "a fox", "--seed", "5", "--seed", "6", "--negative", "null",
+         "--negative", "handwritten", "--negative", "ugly, dark", "--negative", str(path),
+         "--num-inference-steps", "3", "--guidance-scale", "4", "--output-dir", str(out)]
+    )  # fmt: skip
+    assert code == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(out / "grid.png")
+    assert len(list((out / "images").glob("*.png"))) == 8
+    grid = Image.open(out / "grid.png")
+    assert grid.width > 2 * 128 and grid.height > 4 * 128
+    expected = pipeline(
+        "a fox", negative_prompt_embeds=learned.float(), num_inference_steps=3, guidance_scale=4.0,
+        generator=torch.Generator().manual_seed(6), height=16, width=16, output_type="pil",
+    ).images[0]  # fmt: skip
+    made = Image.open(out / "images" / "3_learned_a-fox_6.png")
+    difference = torch.tensor(list(made.tobytes())).int() - torch.tensor(list(expected.tobytes())).int()
+    assert difference.abs().max() <= 1
+    with pytest.raises(UserError):
+        job("generate").main(["--prompt", "a fox", "--negative", str(path), "--output-dir", str(tmp_path / "o")])
+
+
+def test_from_the_shell(tmp_path: Path) -> None:
+    """One process for each job: exit code 2, one line on stderr, nothing on stdout, from any folder."""
+    for command in (
+        ["train_global.py", "--optim.lr", "0"],
+        ["generate.py", "--prompt", "a fox", "--seed", "-1"],
+    ):
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "jobs" / command[0]), *command[1:]],
+            cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert done.returncode == 2, done.stderr
+        assert done.stdout == "" and len(done.stderr.splitlines()) == 1 and done.stderr.startswith("error: ")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_tensor_file_of_another_program(tmp_path: Path) -> None:
+    """A foreign file without metadata is judged by its shape alone."""
+    path = tmp_path / "foreign.safetensors"
+    save_file({"negative_prompt_embeds": torch.zeros(1, 20, 128)}, path)
+    NegativeEmbedding.load(path).check_fits(20, 128, "0" * 16, "CLIPTextModel")
