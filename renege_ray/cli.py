@@ -80,9 +80,7 @@ def from_args(argv: Sequence[str], job: str) -> Invocation:
     given = {name: _value(name, known[name], text) for name, text in texts.items()}
     if resume is not None:
         if preset is not None:
-            raise UserError(
-                "--preset: a resumed run has its configuration already; leave --preset or --resume out"
-            )
+            raise UserError("--preset: a resumed run has its configuration already; leave --preset or --resume out")
         return Invocation(_resumed(Path(resume), given), resume=True, dry_run=dry_run)
     given.setdefault("output_dir", f"outputs/{job}-{datetime.now():%Y%m%d-%H%M%S}")
     config = _with(load_preset(preset or DEFAULT_PRESET), given)
@@ -168,9 +166,7 @@ class _Parser(argparse.ArgumentParser):
                 name = flag.removeprefix("--").replace("-", "_")
                 raise UserError(unknown_field(name, RunConfig, flag=flag, other_flags=_OTHER_FLAGS))
         if unknown:
-            raise UserError(
-                f"{unknown[0]}: not expected here; flags start with --, and values with spaces need quotes"
-            )
+            raise UserError(f"{unknown[0]}: not expected here; flags start with --, and values with spaces need quotes")
         return found
 
     def error(self, message: str) -> Never:
@@ -188,9 +184,7 @@ def _parser(job: str, base: RunConfig) -> argparse.ArgumentParser:
     )
     run = parser.add_argument_group("run")
     presets = ", ".join(preset_names())
-    run.add_argument(
-        "--preset", metavar="NAME|FILE", help=f"{presets}, or a YAML file (default: {DEFAULT_PRESET})"
-    )
+    run.add_argument("--preset", metavar="NAME|FILE", help=f"{presets}, or a YAML file (default: {DEFAULT_PRESET})")
     run.add_argument("--resume", metavar="DIR", help="go on from the last checkpoint of the run in DIR")
     run.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
     values = to_mapping(base)

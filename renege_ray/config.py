@@ -43,9 +43,7 @@ class ModelConfig(Section):
         "auto",
         description="of the model's arithmetic; auto is bfloat16 where the hardware has it, else float32",
     )
-    compile: bool = Field(
-        False, description="torch.compile the denoiser: minutes to start, then faster on a GPU"
-    )
+    compile: bool = Field(False, description="torch.compile the denoiser: minutes to start, then faster on a GPU")
 
 
 class PromptsConfig(Section):
@@ -65,8 +63,7 @@ class PromptsConfig(Section):
     def _some_and_different(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
         if not texts or any(not text.strip() for text in texts):
             raise ValueError(
-                f"prompts.handwritten: {list(texts)!r} needs at least one text and no blank one; for example "
-                "['blurry']"
+                f"prompts.handwritten: {list(texts)!r} needs at least one text and no blank one; for example ['blurry']"
             )
         return tuple(dict.fromkeys(texts))
 
@@ -141,9 +138,7 @@ class OptimConfig(Section):
     @model_validator(mode="after")
     def _batch_is_divisible(self) -> Self:
         if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(
-                f"optim.betas: {list(self.betas)} is not within 0 <= beta < 1; for example [0.9, 0.999]"
-            )
+            raise ValueError(f"optim.betas: {list(self.betas)} is not within 0 <= beta < 1; for example [0.9, 0.999]")
         if self.batch_size % self.timestep_groups:
             larger = -(-self.batch_size // self.timestep_groups) * self.timestep_groups
             raise ValueError(
@@ -156,9 +151,7 @@ class OptimConfig(Section):
 class RewardsConfig(Section):
     """What is trained against, and what is only looked at."""
 
-    train: dict[str, float] = Field(
-        {"toy": 1.0}, description="rewards to ascend and their weights: {NAME: WEIGHT}"
-    )
+    train: dict[str, float] = Field({"toy": 1.0}, description="rewards to ascend and their weights: {NAME: WEIGHT}")
     held_out: Annotated[tuple[Name, ...], AsTuple] = Field(
         ("toy_held_out",), description="rewards that see no gradient; the early stop watches them"
     )
@@ -186,9 +179,7 @@ class RewardsConfig(Section):
 class ValidationConfig(Section):
     """Full generations during training, on fixed prompts and seeds, to choose the best embedding by."""
 
-    every: Count = Field(
-        200, description="updates between validations; the first and last are always validated"
-    )
+    every: Count = Field(200, description="updates between validations; the first and last are always validated")
     num_prompts: Count = Field(64, description="validation prompts")
     seeds_per_prompt: Count = Field(1, description="images a prompt")
     patience: CountOrZero = Field(
@@ -204,9 +195,7 @@ class TestConfig(Section):
     """The final comparison with null and handwritten on held-out prompts."""
 
     __test__ = False  # not a test class, whatever pytest thinks of its name
-    num_pairs: Count = Field(
-        256, description="prompt and seed pairs; fewer than 256 make uncertain win rates"
-    )
+    num_pairs: Count = Field(256, description="prompt and seed pairs; fewer than 256 make uncertain win rates")
 
 
 class CheckpointConfig(Section):
@@ -218,12 +207,8 @@ class CheckpointConfig(Section):
 class ClusterConfig(Section):
     """Workers. None of this changes the result, but for the order of sums."""
 
-    num_workers: str = Field(
-        "1", description="N, or MIN-MAX for a group that shrinks and grows with the cluster"
-    )
-    use_gpu: Literal["auto"] | bool = Field(
-        "auto", description="a GPU for each worker; auto: where there are any"
-    )
+    num_workers: str = Field("1", description="N, or MIN-MAX for a group that shrinks and grows with the cluster")
+    use_gpu: Literal["auto"] | bool = Field("auto", description="a GPU for each worker; auto: where there are any")
     cpus_per_worker: Literal["auto"] | Annotated[float, Field(gt=0)] = Field(
         "auto", description="CPU cores that a worker reserves; auto is an equal share"
     )
@@ -240,9 +225,7 @@ class ClusterConfig(Section):
         match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", text, re.ASCII)
         low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
         if match and high < low:
-            raise ValueError(
-                f"cluster.num_workers: {text} is reversed; give MIN-MAX, such as {high or 1}-{low}"
-            )
+            raise ValueError(f"cluster.num_workers: {text} is reversed; give MIN-MAX, such as {high or 1}-{low}")
         if low < 1:
             zero = "0 workers do nothing" if match else f"{value!r} is not a number of workers"
             raise ValueError(f"cluster.num_workers: {zero}; give N or MIN-MAX from 1 up, such as 2 or 1-4")
@@ -321,9 +304,7 @@ def load_preset(name_or_file: str | Path) -> RunConfig:
         known = preset_names()
         guess = nearest(text, known)
         hint = f"did you mean {guess}? " if guess else ""
-        raise UserError(
-            f"--preset: there is no preset {text!r}; {hint}known: {', '.join(known)}, or a YAML file"
-        )
+        raise UserError(f"--preset: there is no preset {text!r}; {hint}known: {', '.join(known)}, or a YAML file")
     data = read_yaml(Path(text) if is_file else PRESETS / f"{text}.yaml")
     data.pop("output_dir", None)
     try:
@@ -345,9 +326,7 @@ def read_config(folder: Path) -> RunConfig:
 def write_config(config: RunConfig, folder: Path) -> Path:
     """Write the whole effective configuration to `folder`/config.yaml, atomically. Returns its path."""
     path = folder / CONFIG_FILE
-    write_yaml(
-        path, to_mapping(config), f"The whole configuration of this run; repeat it with --preset {path}"
-    )
+    write_yaml(path, to_mapping(config), f"The whole configuration of this run; repeat it with --preset {path}")
     return path
 
 

@@ -39,9 +39,7 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
         if "." in candidate:
             alike = max(alike, 0.95 * SequenceMatcher(None, leaf, candidate_leaf).ratio())
             # The section settles it between fields of the same name (validation.every, checkpoint.every).
-            alike += (
-                0.1 * SequenceMatcher(None, name.rpartition(".")[0], candidate.rpartition(".")[0]).ratio()
-            )
+            alike += 0.1 * SequenceMatcher(None, name.rpartition(".")[0], candidate.rpartition(".")[0]).ratio()
         return max(alike, 0.99 * (len(initials) > 1 and initials == candidate_leaf))
 
     best = max(known, key=resemblance, default=None)
@@ -86,9 +84,7 @@ def explain(error: ValidationError, model: type[BaseModel], data: Mapping[str, A
     if fault["type"] in {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}:
         limit = next(iter(fault["ctx"].values()))
         words = fault["type"].replace("greater_than", "at least" if "equal" in fault["type"] else "above")
-        words = words.replace("less_than", "at most" if "equal" in fault["type"] else "below").replace(
-            "_equal", ""
-        )
+        words = words.replace("less_than", "at most" if "equal" in fault["type"] else "below").replace("_equal", "")
         return f"{name}: {value} is not allowed, it has to be {words} {limit:g}; for example {example}"
     if fault["type"] == "string_too_short" and value == "''":
         return f"{name}: is empty; for example {example}"
@@ -113,11 +109,7 @@ def _kind(annotation: Any) -> str:
         positive = any(getattr(limit, "ge", None) == 1 or getattr(limit, "gt", None) == 0 for limit in limits)
         return _kind(arguments[0]).replace("a ", "a positive ", 1) if positive else _kind(arguments[0])
     if origin is Literal:
-        return (
-            " or ".join(map(str, arguments))
-            if len(arguments) < 3
-            else f"one of {', '.join(map(str, arguments))}"
-        )
+        return " or ".join(map(str, arguments)) if len(arguments) < 3 else f"one of {', '.join(map(str, arguments))}"
     if origin in {Union, types.UnionType}:
         return " or ".join(_kind(argument) for argument in arguments)
     if origin is tuple:
@@ -136,9 +128,7 @@ def shown_value(value: Any) -> str:
     """A value about as the user would write it."""
     if isinstance(value, list | tuple):
         # A text with commas or spaces of its own is quoted, so that the list still reads as one.
-        words = (
-            repr(item) if isinstance(item, str) and not item.isidentifier() else str(item) for item in value
-        )
+        words = (repr(item) if isinstance(item, str) and not item.isidentifier() else str(item) for item in value)
         return f"[{', '.join(words)}]"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]

@@ -16,17 +16,12 @@ def check_output_dir(folder: Path, *, resume: bool) -> None:
     """
     has_run = (folder / CONFIG_FILE).exists()
     if resume and not folder.is_dir():
-        raise UserError(
-            f"--resume: there is no folder {folder}; name the output folder of the run to go on with"
-        )
+        raise UserError(f"--resume: there is no folder {folder}; name the output folder of the run to go on with")
     if resume and not has_run:
-        raise UserError(
-            f"--resume: {folder} holds no run ({CONFIG_FILE} is missing); name a run's output folder"
-        )
+        raise UserError(f"--resume: {folder} holds no run ({CONFIG_FILE} is missing); name a run's output folder")
     if not resume and has_run:
         raise UserError(
-            f"--output-dir: {folder} already holds a run; go on with it by --resume {folder}, "
-            "or name another folder"
+            f"--output-dir: {folder} already holds a run; go on with it by --resume {folder}, or name another folder"
         )
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output-dir: {folder} is a file; name a folder")

@@ -30,9 +30,7 @@ class PromptSet:
         """What a user should know of the set, in one line: "list.txt: 7 prompts, 1 blank line skipped"."""
         parts = [f"{len(self.prompts)} prompt{'s' * (len(self.prompts) != 1)}"]
         if self.blank_lines_skipped:
-            parts.append(
-                f"{self.blank_lines_skipped} blank line{'s' * (self.blank_lines_skipped != 1)} skipped"
-            )
+            parts.append(f"{self.blank_lines_skipped} blank line{'s' * (self.blank_lines_skipped != 1)} skipped")
         if self.duplicates:
             parts.append(f"{self.duplicates} repeated (kept, so drawn more often)")
         return f"{self.name}: {', '.join(parts)}"
@@ -54,8 +52,7 @@ def load_prompts(name_or_path: str, split: Split) -> PromptSet:
     kept = [line.strip() for line in lines if line.strip()]
     if not kept:
         raise UserError(
-            f"prompts.{split}: {name_or_path} has {len(lines)} blank lines and no prompt; "
-            "write one prompt a line"
+            f"prompts.{split}: {name_or_path} has {len(lines)} blank lines and no prompt; write one prompt a line"
         )
     return _prompt_set(kept, Path(name_or_path).name, len(lines) - len(kept))
 

@@ -203,9 +203,7 @@ def test_a_file_in_the_way(folder: str) -> None:
 
 
 def test_a_folder_that_cannot_be_written() -> None:
-    with pytest.raises(
-        UserError, match=r"--output-dir: /proc/renege_ray/run cannot be .*; name another folder"
-    ):
+    with pytest.raises(UserError, match=r"--output-dir: /proc/renege_ray/run cannot be .*; name another folder"):
         make_output_dir(Path("/proc/renege_ray/run"))
 
 
@@ -223,9 +221,7 @@ def test_resume_works_after_the_folder_was_moved() -> None:
 
 def test_resume_may_change_what_leaves_the_result_alone() -> None:
     config = started("run")
-    resumed = parse(
-        "--resume", "run", "--num-workers", "2", "--checkpoint.every", "5", "--tracking-uri", "x"
-    ).config
+    resumed = parse("--resume", "run", "--num-workers", "2", "--checkpoint.every", "5", "--tracking-uri", "x").config
     assert resumed.cluster.num_workers == "2"
     assert fingerprint(resumed) == fingerprint(config)
 

@@ -64,9 +64,7 @@ def test_models_and_rewards_know_no_use_case(package: str) -> None:
 
 
 def test_importing_the_package_is_light() -> None:
-    assert not modules_after("import renege_ray") & (
-        PLATFORM | {"torch", "diffusers", "transformers", "pydantic"}
-    )
+    assert not modules_after("import renege_ray") & (PLATFORM | {"torch", "diffusers", "transformers", "pydantic"})
 
 
 def test_using_every_public_name_brings_in_no_platform() -> None:

@@ -19,9 +19,7 @@ def test_the_toy_sets(split: str) -> None:
 
 
 def test_the_toy_splits_share_no_prompt() -> None:
-    train, validation, held_out = (
-        set(load_prompts("toy", s).prompts) for s in ("train", "validation", "held_out")
-    )
+    train, validation, held_out = (set(load_prompts("toy", s).prompts) for s in ("train", "validation", "held_out"))
     assert not train & validation and not train & held_out and not validation & held_out
 
 

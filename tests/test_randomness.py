@@ -38,9 +38,7 @@ def test_different_keys_give_different_numbers(a: tuple[int | str, ...], b: tupl
 
 
 def test_numbers_do_not_depend_on_the_process() -> None:
-    code = (
-        "from renege_ray.randomness import *; print(noise((3,), 5, 'x').tolist(), draw_index(1000, 5, 'x'))"
-    )
+    code = "from renege_ray.randomness import *; print(noise((3,), 5, 'x').tolist(), draw_index(1000, 5, 'x'))"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert other.strip() == f"{noise((3,), 5, 'x').tolist()} {draw_index(1000, 5, 'x')}"
 
@@ -63,8 +61,4 @@ def test_an_index_needs_something_to_draw_from() -> None:
 
 
 def test_generator_is_seeded_by_the_key() -> None:
-    assert (
-        generator(1, "a").initial_seed()
-        == generator(1, "a").initial_seed()
-        != generator(1, "b").initial_seed()
-    )
+    assert generator(1, "a").initial_seed() == generator(1, "a").initial_seed() != generator(1, "b").initial_seed()

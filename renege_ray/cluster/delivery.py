@@ -103,9 +103,7 @@ class Delivery:
         there = client.get_run(run_id).data.params
         # A parameter cannot be changed in MLflow: what a resumed run sets otherwise becomes a tag.
         changed = {k: v for k, v in state["params"].items() if there.get(k, v) != v}
-        client.log_batch(
-            run_id, tags=[RunTag(f"resumed.{key}", value) for key, value in changed.items()][:100]
-        )
+        client.log_batch(run_id, tags=[RunTag(f"resumed.{key}", value) for key, value in changed.items()][:100])
         new = [Param(key, value) for key, value in state["params"].items() if key not in there]
         for start in range(0, len(new), PARAMS_PER_CALL):
             client.log_batch(run_id, params=new[start : start + PARAMS_PER_CALL])
@@ -158,9 +156,7 @@ class Delivery:
             raise FileNotFoundError(f"{path} is gone")
         if record["kind"] == "image":
             with Image.open(path) as image:
-                client.log_image(
-                    run_id, image, key=record["key"], step=record["step"], timestamp=record["time"]
-                )
+                client.log_image(run_id, image, key=record["key"], step=record["step"], timestamp=record["time"])
         elif record["kind"] == "model":
             arguments = (record["base_model"], record["metadata"], record["step"])
             uri = registry.log_and_register(client, run_id, path, *arguments)
@@ -234,9 +230,7 @@ class Courier:
             try:
                 self._delivery.send()
                 failed, retry = False, FIRST_RETRY_SECONDS
-            except (
-                Exception
-            ) as error:  # whatever a server, a database or a network may do: never the run's end
+            except Exception as error:  # whatever a server, a database or a network may do: never the run's end
                 failed = True
                 if not self._told:
                     self._told = True

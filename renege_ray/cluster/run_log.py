@@ -35,9 +35,7 @@ class RunLog:
         output_dir: the job's output folder.
     """
 
-    def __init__(
-        self, run_id: str | None, uri: str, output_dir: Path, courier: "Courier | None" = None
-    ) -> None:
+    def __init__(self, run_id: str | None, uri: str, output_dir: Path, courier: "Courier | None" = None) -> None:
         self.run_id = run_id
         self.uri = uri
         self.output_dir = Path(output_dir).absolute()
@@ -97,9 +95,7 @@ class RunLog:
         """
         self._upload("artifact", path, folder=folder)
 
-    def register_embedding(
-        self, path: Path, base_model: str, metadata: Mapping[str, object], step: int
-    ) -> None:
+    def register_embedding(self, path: Path, base_model: str, metadata: Mapping[str, object], step: int) -> None:
         """Register a safetensors file of one tensor (1, L, D) as a new version of `renege_ray-<base_model>`.
 
         `mlflow.pyfunc.load_model("models:/renege_ray-toy/1")` then hands it out: `predict(None)` as an array,
@@ -169,9 +165,7 @@ class RunLog:
         self.flush()
         if self._courier is not None:
             self._courier.stop()
-        summary = journal.read_json(
-            self.output_dir / journal.SUMMARY
-        )  # with the run's id, if it got one just now
+        summary = journal.read_json(self.output_dir / journal.SUMMARY)  # with the run's id, if it got one just now
         self.run_id = summary["mlflow_run_id"]
         return summary
 
@@ -205,11 +199,7 @@ class RunLog:
 
     def _serve_other_machine(self) -> None:
         """A copy on a machine that does not see the opener's folder has to send its own files."""
-        if (
-            self._courier is None
-            and self.run_id is not None
-            and not (self.output_dir / journal.STATE).exists()
-        ):
+        if self._courier is None and self.run_id is not None and not (self.output_dir / journal.STATE).exists():
             state = {
                 "run_id": self.run_id,
                 "tracking_uri": masked(self.uri),

@@ -75,9 +75,7 @@ def open_run(
     run_id = None
     try:
         run_id = delivery.open(reopen=True)
-    except (
-        Exception
-    ) as error:  # servers and databases fail in many ways; none of them is the training's concern
+    except Exception as error:  # servers and databases fail in many ways; none of them is the training's concern
         logger.warning(away_line(uri, output_dir, error))
     return RunLog(run_id, uri, output_dir, Courier(delivery, away=run_id is None))
 
@@ -101,9 +99,7 @@ def send(output_dir: Path, tracking_uri: str | None = None) -> tuple[str, str]:
         raise UserError(f"output_dir: {str(output_dir)!r} holds no {journal.STATE}; give the folder of a run")
     tracking_uri = tracking_uri or str(state["tracking_uri"])
     if "***" in tracking_uri:
-        raise UserError(
-            f"tracking_uri: {tracking_uri!r} is stored without its password; give --tracking-uri URI"
-        )
+        raise UserError(f"tracking_uri: {tracking_uri!r} is stored without its password; give --tracking-uri URI")
     delivery = Delivery(output_dir, resolve_uri(tracking_uri, output_dir))
     if not delivery.send(anew=True):
         raise UserError(f"output_dir: {str(output_dir)!r} is being sent by its own run; wait for its end")
@@ -114,9 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; 0: everything is sent, 1: the store did not take it, 2: bad input."""
     parser = argparse.ArgumentParser("python -m renege_ray.cluster.tracking", allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    sending = commands.add_parser(
-        "send", help="send to MLflow what it has not got of a run", allow_abbrev=False
-    )
+    sending = commands.add_parser("send", help="send to MLflow what it has not got of a run", allow_abbrev=False)
     sending.add_argument("output_dir", type=Path, metavar="OUTPUT_DIR", help="the output folder of a job")
     sending.add_argument("--tracking-uri", metavar="URI", help="default: the run's own")
     arguments = parser.parse_args(argv)
@@ -132,9 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 1
     if not (arguments.output_dir / journal.SUMMARY).exists():
-        print(
-            f"there is no {journal.SUMMARY}: the run still goes on or was killed, MLflow shows it as running"
-        )
+        print(f"there is no {journal.SUMMARY}: the run still goes on or was killed, MLflow shows it as running")
     print(f"sent as run {run_id}; {ui_command(uri)}")
     return 0
 

@@ -48,9 +48,7 @@ def ui_command(uri: str) -> str:
     if uri.startswith(("http://", "https://")):
         return f"open {masked(uri)} in a browser"
     program = "mlflow"
-    if (
-        shutil.which(program) is None
-    ):  # the environment is not activated: name the program beside this interpreter
+    if shutil.which(program) is None:  # the environment is not activated: name the program beside this interpreter
         beside = Path(sys.executable).parent / program
         program = os.path.relpath(beside) if beside.is_relative_to(Path.cwd()) else str(beside)
     where = "--host 127.0.0.1 --port 5000"

@@ -65,9 +65,7 @@ class EmbeddingMetadata:
         texts = {name: header[name] for name in cls.__dataclass_fields__ if header.get(name)}
         steps, guidance_scale = int(texts.pop("steps", "0")), texts.pop("guidance_scale", None)
         texts.setdefault("text_encoder_hash", "")
-        return cls(
-            steps=steps, guidance_scale=None if guidance_scale is None else float(guidance_scale), **texts
-        )
+        return cls(steps=steps, guidance_scale=None if guidance_scale is None else float(guidance_scale), **texts)
 
 
 @dataclass(frozen=True)

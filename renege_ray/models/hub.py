@@ -43,9 +43,7 @@ def find_folder(model: str, *, revision: str | None, variant: str | None) -> Pat
     if path.exists():
         raise UserError(f"model {model!r} is a file: give the folder in diffusers' format (one with {INDEX})")
     if not HUB_ID.fullmatch(model):
-        raise UserError(
-            f"model {model!r}: no such folder; give one in diffusers' format (with {INDEX}), or a Hub id"
-        )
+        raise UserError(f"model {model!r}: no such folder; give one in diffusers' format (with {INDEX}), or a Hub id")
     try:
         folder = StableDiffusionPipeline.download(
             model, revision=revision, variant=variant, use_safetensors=True, **WITHOUT_CHECKER
@@ -89,9 +87,7 @@ def _check_index(folder: Path) -> Path:
     try:
         kind = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
     except (ValueError, AttributeError) as error:
-        raise UserError(
-            f"model file {index} is damaged ({error}): export or download the model again"
-        ) from error
+        raise UserError(f"model file {index} is damaged ({error}): export or download the model again") from error
     if kind != "StableDiffusionPipeline":
         raise UserError(f"model folder {folder} holds a {kind}: only StableDiffusionPipeline is supported")
     return folder

@@ -138,9 +138,9 @@ class StableDiffusion:
         ).to(self.device)
         # The pipeline shows padding to the encoder unless the encoder's configuration says otherwise.
         masked = getattr(self._text_encoder.config, "use_attention_mask", False)
-        hidden: Tensor = self._text_encoder(
-            tokens.input_ids, attention_mask=tokens.attention_mask if masked else None
-        )[0]
+        hidden: Tensor = self._text_encoder(tokens.input_ids, attention_mask=tokens.attention_mask if masked else None)[
+            0
+        ]
         return hidden.float()
 
     def count_truncated(self, prompts: Sequence[str]) -> int:

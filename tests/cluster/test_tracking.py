@@ -55,9 +55,7 @@ def start(output_dir: Path, uri: str | None) -> RunLog:
 
 def write_embedding(path: Path) -> NegativeEmbedding:
     tensor = torch.randn(1, 5, 8, generator=torch.Generator().manual_seed(0))
-    embedding = NegativeEmbedding(
-        tensor, EmbeddingMetadata(text_encoder_hash="abc", base_model="toy", reward="toy")
-    )
+    embedding = NegativeEmbedding(tensor, EmbeddingMetadata(text_encoder_hash="abc", base_model="toy", reward="toy"))
     embedding.save(path)
     return embedding
 
@@ -134,9 +132,7 @@ def check_everything(log: RunLog, uri: str, embedding: NegativeEmbedding) -> Run
     return run
 
 
-def test_a_run_is_read_back_from_sqlite(
-    database: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_is_read_back_from_sqlite(database: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     log, embedding = run_everything(tmp_path / "run", database)
     check_everything(log, database, embedding)
     assert log.review() == f"MLflow: {ui_command(database)}"
@@ -269,9 +265,7 @@ with open({str(output_dir / "metrics.jsonl")!r}, "ab") as file:
     file.write(b'{{"step": 8, "time')
 os.kill(os.getpid(), signal.SIGKILL)
 """
-    killed = subprocess.run(
-        [sys.executable, "-c", program], cwd=Path(tracking.__file__).parents[2], check=False
-    )
+    killed = subprocess.run([sys.executable, "-c", program], cwd=Path(tracking.__file__).parents[2], check=False)
     assert killed.returncode == -signal.SIGKILL
     run_id = journal.read_json(output_dir / "tracking.json")["run_id"]
     client = MlflowClient(database)
@@ -365,9 +359,7 @@ def test_a_file_that_is_gone_is_skipped_and_the_rest_sent(
         log.artifact(tmp_path / "elsewhere.txt")
 
 
-def test_a_server_that_was_never_there(
-    tmp_path: Path, database: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_server_that_was_never_there(tmp_path: Path, database: str, caplog: pytest.LogCaptureFixture) -> None:
     """One warning, complete files, quickly; `send` brings everything to another store, with its own times."""
     uri = f"http://127.0.0.1:{free_port()}"
     began = time.monotonic()
@@ -443,9 +435,7 @@ def server(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
             except requests.exceptions.RequestException:
                 pass
             text = (folder / "server.log").read_text()
-            assert process.poll() is None and time.monotonic() < deadline, (
-                f"the server did not start:\n{text}"
-            )
+            assert process.poll() is None and time.monotonic() < deadline, f"the server did not start:\n{text}"
             time.sleep(0.5)
         yield process
     finally:

@@ -31,8 +31,6 @@ def test_the_method_imports_torch_and_safetensors_alone(path: Path) -> None:
 
 def test_nothing_else_is_loaded_with_it() -> None:
     code = "import sys, renege_ray.method; print(*sys.modules)"
-    loaded = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout.split()
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     heavy = {"ray", "mlflow", "optuna", "diffusers", "transformers", "pydantic"}
     assert "torch" in loaded and not heavy & set(loaded)

@@ -42,9 +42,7 @@ def double_model(tiny_pipeline: Callable[..., StableDiffusionPipeline]) -> Stabl
     return StableDiffusion(pipeline, "tiny", dtype=torch.float64)
 
 
-def objective_of(
-    model: StableDiffusion, step: int, steps: int = 8
-) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+def objective_of(model: StableDiffusion, step: int, steps: int = 8) -> tuple[Callable[[Tensor], Tensor], Tensor]:
     """n -> rewards (2,) at one step of a rollout, and the null embedding, in float64."""
     schedule = model.schedule(steps)
     n, c = model.encode_prompts([""]).double(), model.encode_prompts(PROMPTS).double()
@@ -53,9 +51,7 @@ def objective_of(
         x_t = rollout(model.denoise, x_T, c, n, schedule, W, stop=step).latents
 
     def rewards(negative: Tensor) -> Tensor:
-        return reward_of_prediction(
-            model.denoise, model.decode, reward, x_t, step, PROMPTS, c, negative, schedule, W
-        )
+        return reward_of_prediction(model.denoise, model.decode, reward, x_t, step, PROMPTS, c, negative, schedule, W)
 
     return rewards, n
 

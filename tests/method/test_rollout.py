@@ -29,15 +29,11 @@ def schedule() -> Schedule:
 @pytest.fixture
 def given() -> tuple[Tensor, Tensor, Tensor]:
     g = torch.Generator().manual_seed(0)
-    x, c, n = (
-        torch.randn(shape, generator=g, dtype=torch.float64) for shape in ((3, 4, 8, 8), (3, 5, 7), (1, 5, 7))
-    )
+    x, c, n = (torch.randn(shape, generator=g, dtype=torch.float64) for shape in ((3, 4, 8, 8), (3, 5, 7), (1, 5, 7)))
     return x, c, n
 
 
-def test_one_batch_of_both_branches_negative_first(
-    schedule: Schedule, given: tuple[Tensor, Tensor, Tensor]
-) -> None:
+def test_one_batch_of_both_branches_negative_first(schedule: Schedule, given: tuple[Tensor, Tensor, Tensor]) -> None:
     x, c, n = given
     seen: list[tuple[Tensor, Tensor]] = []
 

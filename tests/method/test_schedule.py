@@ -30,9 +30,7 @@ def tensors(count: int) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("training_steps", [1000, 77])
-def test_timesteps_are_those_of_diffusers_for_every_number_of_steps(
-    spacing: str, training_steps: int
-) -> None:
+def test_timesteps_are_those_of_diffusers_for_every_number_of_steps(spacing: str, training_steps: int) -> None:
     scheduler = DDIMScheduler(training_steps, timestep_spacing=spacing, **BETAS)
     for steps in range(1, training_steps + 1):
         scheduler.set_timesteps(steps)
@@ -88,9 +86,7 @@ def test_ddpm_agrees_with_diffusers(prediction: str, spacing: str, zero_snr: boo
         t, previous = scheduler.timesteps[i], scheduler.previous_timestep(scheduler.timesteps[i])
         alpha = scheduler.alphas_cumprod[t].double()
         previous_alpha = (
-            scheduler.alphas_cumprod[previous].double()
-            if previous >= 0
-            else torch.ones((), dtype=torch.double)
+            scheduler.alphas_cumprod[previous].double() if previous >= 0 else torch.ones((), dtype=torch.double)
         )
         if alpha == 0 and prediction == "epsilon":
             continue

@@ -44,9 +44,7 @@ def ours(model: TextToImage, prompts: list[str], negative: Tensor, steps: int = 
     return model.decode(end.latents)
 
 
-def theirs(
-    pipeline: StableDiffusionPipeline, prompts: list[str], negative: Tensor, steps: int = STEPS
-) -> Tensor:
+def theirs(pipeline: StableDiffusionPipeline, prompts: list[str], negative: Tensor, steps: int = STEPS) -> Tensor:
     images: Tensor = pipeline(
         prompts,
         negative_prompt_embeds=negative.expand(len(prompts), -1, -1),
@@ -132,9 +130,7 @@ def test_encoding_is_the_pipelines(tiny_pipeline: Build) -> None:
     assert torch.equal(encoded, expected) and not encoded.requires_grad
 
 
-def test_prompts_that_are_too_long_are_counted_and_cut(
-    tiny_pipeline: Build, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_prompts_that_are_too_long_are_counted_and_cut(tiny_pipeline: Build, capfd: pytest.CaptureFixture[str]) -> None:
     model = StableDiffusion(tiny_pipeline(), "tiny")
     capfd.readouterr()
     fits, long = "a" * 10, "a" * 11  # 12 tokens with the two that begin and end a text
@@ -147,9 +143,9 @@ def test_prompts_that_are_too_long_are_counted_and_cut(
 def test_bfloat16_inside_float32_outside(tiny_pipeline: Build) -> None:
     pipeline = tiny_pipeline(prediction_type="v_prediction")
     model = StableDiffusion(pipeline, "tiny", dtype=torch.bfloat16)
-    assert {
-        p.dtype for m in (pipeline.unet, pipeline.vae, pipeline.text_encoder) for p in m.parameters()
-    } == {torch.bfloat16}
+    assert {p.dtype for m in (pipeline.unet, pipeline.vae, pipeline.text_encoder) for p in m.parameters()} == {
+        torch.bfloat16
+    }
     x, c = noise(1), model.encode_prompts(["a"])
     assert c.dtype == torch.float32
     assert model.denoise(x, torch.tensor(500), c).dtype == torch.float32
@@ -182,18 +178,12 @@ def test_decoding_is_the_pipelines_and_differentiable(tiny_pipeline: Build) -> N
     assert (gradient != 0).all()
 
 
-def test_the_hash_tells_encoders_apart_and_nothing_else(
-    saved: Path, tiny_pipeline: Build, tmp_path: Path
-) -> None:
+def test_the_hash_tells_encoders_apart_and_nothing_else(saved: Path, tiny_pipeline: Build, tmp_path: Path) -> None:
     reference = StableDiffusion.from_pretrained(str(saved)).text_encoder_hash
     assert len(reference) == 16 and int(reference, 16) >= 0
     assert StableDiffusion.from_pretrained(str(saved), dtype=torch.bfloat16).text_encoder_hash == reference
-    tiny_pipeline(prediction_type="epsilon").to(torch.float16).save_pretrained(
-        tmp_path / "half", variant="fp16"
-    )
-    assert (
-        StableDiffusion.from_pretrained(str(tmp_path / "half"), variant="fp16").text_encoder_hash == reference
-    )
+    tiny_pipeline(prediction_type="epsilon").to(torch.float16).save_pretrained(tmp_path / "half", variant="fp16")
+    assert StableDiffusion.from_pretrained(str(tmp_path / "half"), variant="fp16").text_encoder_hash == reference
     other = tiny_pipeline().text_encoder
     assert hash_text_encoder(other) == reference
     with torch.no_grad():
@@ -265,9 +255,7 @@ class _Hub(http.server.BaseHTTPRequestHandler):
             self.close_connection = True
             return
         self.send_response(404)
-        self.send_header(
-            "X-Error-Code", "RevisionNotFound" if "revised/model" in self.path else "RepoNotFound"
-        )
+        self.send_header("X-Error-Code", "RevisionNotFound" if "revised/model" in self.path else "RepoNotFound")
         self.send_header("Content-Length", "0")
         self.end_headers()
 
@@ -297,9 +285,7 @@ for name, revision in (("nobody/nothing", None), ("revised/model", "v9"), ("hang
         print(error)
 """
     environment = os.environ | {"HF_ENDPOINT": hub, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     nothing, revised, hangs = done.stdout.splitlines()
     assert "nobody/nothing" in nothing and "check the spelling" in nothing and "local folder" in nothing
     assert "revised/model" in revised and "'v9'" in revised

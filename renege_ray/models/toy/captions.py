@@ -62,7 +62,7 @@ def web_caption(scene: Scene, defects: Iterable[str], rng: random.Random) -> str
 def prompts(split: Split) -> list[str]:
     """The plain prompts of a split, each one different, in a fixed shuffled order."""
     rng = random.Random(f"toy prompts {split}")
-    texts = {}
+    texts: dict[str, None] = {}
     for scene in scenes_of(split):
         of_scene: dict[str, None] = {}
         while len(of_scene) < PROMPTS_PER_SCENE:

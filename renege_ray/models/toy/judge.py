@@ -7,7 +7,6 @@ other position, then the best of those finely, at 32x32 pixels and all neighbour
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,7 +26,8 @@ from renege_ray.models.toy.scenes import (
 )
 
 FINALISTS = 16
-POSITIONS = tuple(itertools.product(range(-MAX_JITTER, MAX_JITTER + 1), repeat=2))
+_SHIFTS = range(-MAX_JITTER, MAX_JITTER + 1)
+POSITIONS = tuple((x, y) for x in _SHIFTS for y in _SHIFTS)
 COARSE_POSITIONS = tuple(i for i, (x, y) in enumerate(POSITIONS) if x % 2 == 0 and y % 2 == 0)
 
 

@@ -146,7 +146,9 @@ def ranking_accuracy(network: nn.Module, tokenizer: CLIPTokenizer, vae: Autoenco
     everything, possible = set(all_scenes()), set(possible_defects())
     accuracy = {}
     for kind in (*ATTRIBUTES, *DEFECTS):
-        better, worse, texts = [], [], []
+        better: list[Picture] = []
+        worse: list[Picture] = []
+        texts: list[str] = []
         while len(texts) < 600:
             scene = rng.choice(scenes_of("held_out"))
             shared = random_defects(rng) if rng.random() < 0.5 else frozenset[str]()

@@ -1,0 +1,7 @@
+"""All benchmarks: `python -m benchmarks` (`make bench`). A few minutes on two cores that do nothing else."""
+
+from benchmarks import bench_gradient_step, bench_ray_overhead
+
+if __name__ == "__main__":
+    bench_gradient_step.main()
+    bench_ray_overhead.main()

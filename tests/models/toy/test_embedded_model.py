@@ -1,0 +1,102 @@
+"""The trained weights that the package ships: everything else is built on these being good."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from transformers import CLIPTokenizer
+
+from renege_ray.config import parse_config
+from renege_ray.models import load_model
+from renege_ray.models.toy import GUIDANCE_SCALE, NUM_INFERENCE_STEPS, PIPELINE_FOLDER, WEIGHTS_FOLDER, pipeline
+from renege_ray.models.toy.__main__ import main as toy_main
+from renege_ray.models.toy.captions import prompts, vocabulary
+from renege_ray.models.toy.judge import Judge
+from renege_ray.models.toy.train.card import generate, summarise
+from renege_ray.models.toy.train.rewards import ranking_accuracy
+from renege_ray.rewards import load_rewards, load_scorers
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return pipeline()
+
+
+def test_weights_are_float16_safetensors_and_small():
+    files = [path for path in WEIGHTS_FOLDER.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 25e6
+    assert {path.suffix for path in files if path.stat().st_size > 1e5} == {".safetensors"}
+
+
+def test_each_caption_word_is_one_token():
+    tokenizer = CLIPTokenizer.from_pretrained(PIPELINE_FOLDER / "tokenizer")
+    assert all(len(tokenizer(word).input_ids) == 3 for word in vocabulary())
+    every = [text for split in ("train", "validation", "held_out") for text in prompts(split)]
+    assert max(len(ids) for ids in tokenizer(every).input_ids) <= tokenizer.model_max_length
+
+
+@pytest.mark.model
+def test_images_of_prompts_never_seen_are_right_and_often_spoiled(pipe):
+    """The issue's figures, over 500 plain prompts of held-out combinations, without a negative prompt."""
+    texts = prompts("held_out")[:500]
+    shares = summarise(Judge().judge(generate(pipe, texts, seed=11)), texts)
+    assert shares["shape"] >= 0.90
+    assert shares["colour"] >= 0.95
+    assert shares["background"] >= 0.95
+    assert shares["clean"] <= 0.60
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("name", ["toy", "toy_held_out"])
+def test_rewards_rank_every_attribute_and_every_defect(pipe, name):
+    reward = load_rewards([name])[name]
+    accuracy = ranking_accuracy(reward._network, pipe.tokenizer, pipe.vae, seed=7)
+    assert len(accuracy) == 10
+    assert min(accuracy.values()) >= 0.90, accuracy
+
+
+def test_rewards_are_differentiable_and_rows_do_not_touch():
+    texts = prompts("held_out")[:4]
+    images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    for name, reward in load_rewards(["toy", "toy_held_out"]).items():
+        scores = reward(images, texts)
+        assert scores.shape == (4,) and scores.dtype == torch.float32 and reward.name == name
+        (gradient,) = torch.autograd.grad(scores.sum(), images)
+        assert gradient.isfinite().all() and all(row.abs().sum() > 0 for row in gradient)
+        alone = torch.cat([reward(images[i : i + 1], texts[i : i + 1]) for i in range(4)])
+        assert torch.allclose(scores, alone, atol=1e-5)
+
+
+def test_the_judge_is_a_scorer_with_nan_where_a_prompt_is_silent():
+    scores = load_scorers(["judge"])["judge"].score(torch.rand(2, 3, 32, 32), ["a big red star on teal", "a zebra"])
+    assert set(scores) == {"judge_clean", "judge_shape", "judge_colour", "judge_background", "judge_size"}
+    assert not scores["judge_shape"][0].isnan() and scores["judge_shape"][1].isnan()
+
+
+def test_export_is_loaded_by_plain_diffusers_and_gives_the_same_image(pipe, tmp_path: Path, capsys):
+    folder = tmp_path / "exported"
+    assert toy_main(["export", str(folder)]) == 0
+    plain = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    plain.set_progress_bar_config(disable=True)
+    images = [
+        p(
+            "a big red star on a teal background",
+            guidance_scale=GUIDANCE_SCALE,
+            num_inference_steps=NUM_INFERENCE_STEPS,
+            height=32,
+            width=32,
+            generator=torch.Generator().manual_seed(1),
+            output_type="pt",
+        ).images
+        for p in (pipe, plain)
+    ]
+    assert torch.equal(*images)
+    assert toy_main(["export", str(folder)]) == 2
+    assert "not empty" in capsys.readouterr().err
+
+
+def test_load_model_gives_the_embedded_model():
+    model = load_model(parse_config({"model": {"id": "toy"}}).model)
+    assert model.latent_shape == (4, 8, 8) and model.embedding_shape == (20, 128)
+    assert model.count_truncated(["a big red star on teal", "zebra " * 30]) == 1
