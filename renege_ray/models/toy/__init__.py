@@ -46,7 +46,8 @@ def export(folder: Path) -> None:
     temporary = folder.with_name(folder.name + ".partial")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.copytree(PIPELINE_FOLDER, temporary)
+        # In float32: loaded without a dtype, a float16 folder comes up with parts of either type, and fails.
+        pipeline().save_pretrained(temporary, safe_serialization=True)
         if folder.exists():
             folder.rmdir()
         os.replace(temporary, folder)
