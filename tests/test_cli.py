@@ -227,7 +227,7 @@ def test_resume_may_change_what_leaves_the_result_alone() -> None:
 
 
 def test_resume_refuses_what_would_change_the_result() -> None:
-    started("run")
+    started("run", "--optim.lr", "5e-3")
     message = complaint("--resume", "run", "--num-workers", "2", "--optim.lr", "1")
     assert message.startswith("--optim.lr: the run in run has 0.005")
     assert parse("--resume", "run", "--optim.lr", "5e-3").resume, "the same value is no change"
