@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 20
 FLAGS = [
-    "--optim.steps", str(STEPS), "--optim.batch-size", "8", "--optim.timestep-groups", "2",
+    "--optim.lr", "5e-3", "--optim.steps", str(STEPS), "--optim.batch-size", "8", "--optim.timestep-groups", "2",
     "--sampling.num-inference-steps", "4", "--sampling.gradient-steps", "0,3",
     "--prompts.handwritten", "blurry", "--validation.every", "10", "--validation.num-prompts", "4",
     "--validation.num-images", "2", "--test.num-pairs", "8", "--checkpoint.every", "5",
