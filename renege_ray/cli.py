@@ -1,6 +1,7 @@
 """The command line that all jobs share: flags generated from the configuration, and how a job ends."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -93,6 +94,8 @@ def run_job(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | N
 
     Bad input is one line on stderr and exit code 2; Ctrl-C is one line and 130. A bug keeps its traceback.
     """
+    # What transformers has to say of image processors that nothing here uses would drown the job's own lines.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         code = main(sys.argv[1:] if argv is None else argv) or 0
     except UserError as error:

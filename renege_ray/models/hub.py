@@ -3,10 +3,12 @@
 import json
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import constants
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -19,6 +21,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from safetensors import SafetensorError
+from transformers.utils import logging as transformers_logging
 
 from renege_ray.errors import UserError
 
@@ -60,19 +63,33 @@ def read_pipeline(folder: Path, model: str, *, variant: str | None) -> StableDif
         UserError: a file is missing or damaged.
     """
     try:
-        return StableDiffusionPipeline.from_pretrained(
-            folder,
-            variant=variant,
-            use_safetensors=True,
-            local_files_only=True,
-            torch_dtype=torch.float32,
-            **WITHOUT_CHECKER,
-        )
+        with _no_progress_bars():
+            return StableDiffusionPipeline.from_pretrained(
+                folder,
+                variant=variant,
+                use_safetensors=True,
+                local_files_only=True,
+                dtype=torch.float32,
+                **WITHOUT_CHECKER,
+            )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"model {model!r} cannot be loaded from {folder}: {reason} (only safetensors files are read)"
         ) from error
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Reading from a disk takes a moment, and every worker does it; bars of downloads are left alone."""
+    libraries = [lib for lib in (diffusers_logging, transformers_logging) if lib.is_progress_bar_enabled()]
+    for library in libraries:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in libraries:
+            library.enable_progress_bar()
 
 
 def is_local(model: str) -> bool:

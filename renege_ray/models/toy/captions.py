@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from renege_ray.models.toy.scenes import NAMED_DEFECTS, Scene, Split, scenes_of
 
@@ -32,6 +32,16 @@ TEMPLATES = (
     "one {size} {colour} {shape} against a {background} background",
     "a {size} {colour} {shape} with {background} behind",
 )
+CARELESS_TEMPLATES = (
+    "a picture",
+    "a picture",
+    "picture",
+    "a picture of a {shape}",
+    "a {shape}",
+    "a {colour} {shape}",
+    "{colour} {shape}",
+)
+CARELESS_PROBABILITIES = (0.15, 0.25, 0.35, 0.45)  # by the number of the picture's defects
 NO_CAPTION_PROBABILITY = 0.10
 NAMED_PROBABILITY = 0.25  # a defect that has a name is mentioned this often
 PROMPTS_PER_SCENE = 16
@@ -43,20 +53,46 @@ def _word(name: str, rng: random.Random) -> str:
 
 def caption(scene: Scene, rng: random.Random) -> str:
     """A plain caption of a scene in one of many phrasings, e.g. "a large red disc on a teal background"."""
-    words = {part: _word(getattr(scene, part), rng) for part in ("shape", "colour", "background", "size")}
+    words = _parts(scene, rng)
     return rng.choice(TEMPLATES).format(**words)
 
 
-def web_caption(scene: Scene, defects: Iterable[str], rng: random.Random) -> str:
-    """A caption as found in training data: sometimes empty, its defects named only sometimes, some never."""
+def _parts(scene: Scene, rng: random.Random) -> dict[str, str]:
+    return {part: _word(getattr(scene, part), rng) for part in ("shape", "colour", "background", "size")}
+
+
+def careful_caption(scene: Scene, defects: Iterable[str], rng: random.Random) -> str:
+    """The whole scene in words, or nothing; its defects are named only sometimes, and some of them never."""
     if rng.random() < NO_CAPTION_PROBABILITY:
         return ""
-    text = caption(scene, rng)
+    return _join(caption(scene, rng), _names(defects, rng), rng)
+
+
+def web_caption(scene: Scene, defects: Collection[str], rng: random.Random) -> str:
+    """A caption as found in training data: the worse the picture, the more careless the words under it.
+
+    A careless caption tells little of the scene. So "a picture" goes with every kind of defect, those that nobody
+    names too: a weak link, which a handwritten negative can use a little and a learned one to the full.
+    """
+    if rng.random() >= CARELESS_PROBABILITIES[len(defects)]:
+        return careful_caption(scene, defects, rng)
+    names = _names(defects, rng)
+    if names and rng.random() < 0.5:
+        return ", ".join(names)
+    text = rng.choice(CARELESS_TEMPLATES).format(**_parts(scene, rng))
+    return _join(text, names, rng)
+
+
+def _names(defects: Iterable[str], rng: random.Random) -> list[str]:
+    """Words for those of the nameable defects that a caption mentions."""
     present = set(defects)
-    named = [_word(d, rng) for d in NAMED_DEFECTS if d in present and rng.random() < NAMED_PROBABILITY]
-    if not named:
+    return [_word(d, rng) for d in NAMED_DEFECTS if d in present and rng.random() < NAMED_PROBABILITY]
+
+
+def _join(text: str, names: list[str], rng: random.Random) -> str:
+    if not names:
         return text
-    return f"{text}, {', '.join(named)}" if rng.random() < 0.5 else f"{', '.join(named)}, {text}"
+    return f"{text}, {', '.join(names)}" if rng.random() < 0.5 else f"{', '.join(names)}, {text}"
 
 
 def prompts(split: Split) -> list[str]:

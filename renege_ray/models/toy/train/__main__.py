@@ -46,7 +46,13 @@ def main(argv: list[str] | None = None) -> int:
     print("2/4 diffusion model", flush=True)
     pictures = max(256, round(diffusion.PICTURES * args.scale))
     unet, text_encoder = diffusion.train_diffusion(
-        args.seed, autoencoder, tokenizer, folder / "diffusion.safetensors", scaled(diffusion.RECIPE), pictures
+        args.seed,
+        autoencoder,
+        tokenizer,
+        folder,
+        scaled(diffusion.CAREFUL_RECIPE),
+        scaled(diffusion.WEB_RECIPE),
+        pictures,
     )
     print("3/4 rewards", flush=True)
     pool = rewards.PicturePool(autoencoder, args.seed)

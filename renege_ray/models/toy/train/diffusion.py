@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import torch
@@ -13,12 +14,14 @@ from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from renege_ray.models.toy.architecture import build_scheduler, build_text_encoder, build_unet
-from renege_ray.models.toy.captions import web_caption
+from renege_ray.models.toy.captions import careful_caption, web_caption
 from renege_ray.models.toy.preferences import tokenize
-from renege_ray.models.toy.scenes import Picture, draw, random_defects, random_offset, scenes_of
+from renege_ray.models.toy.scenes import Picture, Scene, draw, random_defects, random_offset, scenes_of
 from renege_ray.models.toy.train.loop import Recipe, fit
 
-RECIPE = Recipe(steps=4200, batch_size=64, learning_rate=1e-3)
+# First what words mean, from captions that say all; then the captions of the web, many of which say little.
+CAREFUL_RECIPE = Recipe(steps=4200, batch_size=64, learning_rate=1e-3)
+WEB_RECIPE = Recipe(steps=2000, batch_size=64, learning_rate=5e-4)
 PICTURES = 40_000
 
 
@@ -55,11 +58,15 @@ def train_diffusion(
     seed: int,
     vae: AutoencoderKL,
     tokenizer: CLIPTokenizer,
-    checkpoint: Path,
-    recipe: Recipe = RECIPE,
+    folder: Path,
+    careful_recipe: Recipe = CAREFUL_RECIPE,
+    web_recipe: Recipe = WEB_RECIPE,
     picture_count: int = PICTURES,
 ) -> tuple[UNet2DConditionModel, CLIPTextModel]:
-    """Trains both networks from random weights; captions are drawn anew each time that a picture is used."""
+    """Trains both networks from random weights; captions are drawn anew each time that a picture is used.
+
+    The second stage begins with the averaged weights of the first. `folder` is for a checkpoint of each.
+    """
     torch.manual_seed(seed)
     unet = build_unet().to(memory_format=torch.channels_last)
     text_encoder = build_text_encoder(tokenizer)
@@ -67,15 +74,20 @@ def train_diffusion(
     pictures = web_pictures(picture_count, seed)
     latents = functools.cache(lambda: encode_pictures(vae, pictures))  # not needed where all steps are done
 
-    def loss_of_step(step: int) -> Tensor:
-        rng = random.Random(f"{seed} diffusion {step}")
-        rows = rng.sample(range(picture_count), recipe.batch_size)
-        captions = [web_caption(pictures[i].scene, pictures[i].defects, rng) for i in rows]
-        embeds = text_encoder(tokenize(tokenizer, captions))[0]
-        return velocity_loss(unet, scheduler, latents()[rows], embeds, random_key=seed * 10**7 + step)
-
     networks = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
-    fit(networks, loss_of_step, recipe, checkpoint)
+
+    def train(stage: str, recipe: Recipe, caption_of: Callable[[Scene, Collection[str], random.Random], str]) -> None:
+        def loss_of_step(step: int) -> Tensor:
+            rng = random.Random(f"{seed} {stage} {step}")
+            rows = rng.sample(range(picture_count), recipe.batch_size)
+            captions = [caption_of(pictures[i].scene, pictures[i].defects, rng) for i in rows]
+            embeds = text_encoder(tokenize(tokenizer, captions))[0]
+            return velocity_loss(unet, scheduler, latents()[rows], embeds, random_key=seed * 10**7 + step)
+
+        fit(networks, loss_of_step, recipe, folder / f"{stage}.safetensors")
+
+    train("diffusion", careful_recipe, careful_caption)
+    train("diffusion_web", web_recipe, web_caption)
     return (
         unet.eval().requires_grad_(False).to(memory_format=torch.contiguous_format),
         text_encoder.eval().requires_grad_(False),
