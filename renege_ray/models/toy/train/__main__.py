@@ -19,7 +19,7 @@ from torch import nn
 
 from renege_ray.models.toy import WEIGHTS_FOLDER, pipeline
 from renege_ray.models.toy.architecture import build_scheduler, build_tokenizer
-from renege_ray.models.toy.preferences import REWARD_NETWORKS
+from renege_ray.models.toy.preferences import REWARD_NETWORKS, tokenize
 from renege_ray.models.toy.train import diffusion, rewards, vae
 from renege_ray.models.toy.train.card import measure, write_card
 from renege_ray.models.toy.train.loop import Recipe
@@ -55,7 +55,9 @@ def main(argv: list[str] | None = None) -> int:
         pictures,
     )
     print("3/4 rewards", flush=True)
-    pool = rewards.PicturePool(autoencoder, args.seed)
+    pool = rewards.PicturePool(
+        autoencoder, unet, lambda texts: text_encoder(tokenize(tokenizer, texts))[0], args.seed
+    )
     networks = {
         name: rewards.train_reward(
             name, args.seed + i, pool, tokenizer, folder / f"reward_{name}.safetensors", scaled(rewards.RECIPE)

@@ -8,16 +8,17 @@ utility up to a constant.
 from __future__ import annotations
 
 import random
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTokenizer
 
+from renege_ray.models.toy.architecture import build_scheduler
 from renege_ray.models.toy.captions import caption
 from renege_ray.models.toy.preferences import REWARD_NETWORKS, tokenize
 from renege_ray.models.toy.scenes import (
@@ -42,6 +43,10 @@ ATTRIBUTES = {"shape": SHAPES, "colour": tuple(COLOURS), "background": tuple(BAC
 ATTRIBUTE_COST = {"shape": 2.0, "colour": 2.0, "background": 2.0, "size": 1.5}
 DEFECT_COST = 1.5
 POOL_NOISE = 0.25  # standard deviations of scaled latents, at the most
+PREDICTED_FROM = 700  # of 1000 training timesteps: earlier predictions hardly show what will become of them
+
+Captioner = Callable[[list[str]], Tensor]
+"""Captions -> embeds (B, L, D)."""
 
 
 def utility(picture: Picture, asked: Scene) -> float:
@@ -70,12 +75,16 @@ def candidates(asked: Scene, rng: random.Random) -> list[Picture]:
 
 
 class PicturePool:
-    """The pictures as a reward will meet them: as drawn, or decoded from their latents with a little noise.
+    """The pictures as a reward will meet them: as drawn, decoded from slightly noisy latents, or half-finished.
+
+    Half-finished is what the diffusion model predicts of a picture at some step of the sampler (x_0, Eq. 6): the
+    gradient of the reward is taken there. A reward that has never seen one calls it blurry, since it is, and the
+    embedding then learns to sharpen what later steps would have sharpened anyway.
 
     Made once for every training scene and set of defects; a picture is looked up instead of decoded at each step.
     """
 
-    def __init__(self, vae: AutoencoderKL, seed: int) -> None:
+    def __init__(self, vae: AutoencoderKL, denoiser: UNet2DConditionModel, captioner: Captioner, seed: int) -> None:
         rng = random.Random(f"pool {seed}")
         generator = torch.Generator().manual_seed(seed)
         scenes = scenes_of("train")
@@ -83,15 +92,38 @@ class PicturePool:
         drawn = draw([Picture(scene, random_offset(rng), defects) for scene, defects in keys])
         self._rows = {key: row for row, key in enumerate(keys)}
         self._decoded = torch.cat([_through(vae, c, POOL_NOISE, generator) for c in drawn.split(250)])
+        embeds = [captioner([caption(scene, rng) for scene, _ in keys[i : i + 250]]) for i in range(0, len(keys), 250)]
+        self._predicted = torch.cat(
+            [_predicted(vae, denoiser, c, e, generator) for c, e in zip(drawn.split(250), embeds, strict=True)]
+        )
 
     def images(self, pictures: list[Picture], rng: random.Random) -> Tensor:
         """(B, 3, 32, 32), each drawn sharp or taken from the pool (where its position is the pool's) at random."""
         images = draw(pictures)
         for i, picture in enumerate(pictures):
-            row = self._rows.get((picture.scene, picture.defects))
-            if row is not None and rng.random() < 0.6:
-                images[i] = self._decoded[row].float() / 255
+            row, kind = self._rows.get((picture.scene, picture.defects)), rng.random()
+            if row is not None and kind < 0.7:
+                images[i] = (self._predicted if kind < 0.4 else self._decoded)[row].float() / 255
         return images
+
+
+@torch.no_grad()
+def _predicted(
+    vae: AutoencoderKL, denoiser: UNet2DConditionModel, images: Tensor, embeds: Tensor, generator: torch.Generator
+) -> Tensor:
+    """x_0 as predicted with the caption's embeds at a random step of the last `PREDICTED_FROM`, decoded; uint8."""
+    scheduler = build_scheduler()
+    latents = vae.encode(images * 2 - 1).latent_dist.mean * vae.config.scaling_factor
+    noise = torch.randn(latents.shape, generator=generator)
+    timesteps = torch.randint(PREDICTED_FROM, (len(latents),), generator=generator)
+    noisy = scheduler.add_noise(latents, noise, timesteps)
+    alpha = scheduler.alphas_cumprod[timesteps][:, None, None, None]
+    x0 = alpha.sqrt() * noisy - (1 - alpha).sqrt() * denoiser(noisy, timesteps, embeds).sample
+    return _to_bytes(vae.decode(x0 / vae.config.scaling_factor).sample)
+
+
+def _to_bytes(decoded: Tensor) -> Tensor:
+    return ((decoded.clamp(-1, 1) / 2 + 0.5) * 255).round().to(torch.uint8)
 
 
 @torch.no_grad()
@@ -101,7 +133,7 @@ def _through(vae: AutoencoderKL, images: Tensor, noise: float, generator: torch.
     latents = latents + spread * torch.randn(latents.shape, generator=generator) * torch.rand(
         len(latents), 1, 1, 1, generator=generator
     )
-    return ((vae.decode(latents).sample.clamp(-1, 1) / 2 + 0.5) * 255).round().to(torch.uint8)
+    return _to_bytes(vae.decode(latents).sample)
 
 
 def preference_loss(rewards: Tensor, utilities: Tensor) -> Tensor:
