@@ -166,7 +166,7 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     for name in fields(RunConfig):
         assert f"--{name.replace('_', '-')}" in text
     assert "python jobs/train_global.py --resume" in text
-    assert "(default: [0, 13])" in " ".join(text.split())
+    assert f"(default: {list(load_preset('toy').sampling.gradient_steps)})" in " ".join(text.split())
 
 
 def test_help_shows_the_values_of_the_chosen_preset(capsys: pytest.CaptureFixture[str]) -> None:

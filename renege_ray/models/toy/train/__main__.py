@@ -55,9 +55,7 @@ def main(argv: list[str] | None = None) -> int:
         pictures,
     )
     print("3/4 rewards", flush=True)
-    pool = rewards.PicturePool(
-        autoencoder, unet, lambda texts: text_encoder(tokenize(tokenizer, texts))[0], args.seed
-    )
+    pool = rewards.PicturePool(autoencoder, unet, lambda texts: text_encoder(tokenize(tokenizer, texts))[0], args.seed)
     networks = {
         name: rewards.train_reward(
             name, args.seed + i, pool, tokenizer, folder / f"reward_{name}.safetensors", scaled(rewards.RECIPE)
