@@ -49,6 +49,8 @@ DEFECTS = NAMED_DEFECTS + UNNAMED_DEFECTS
 # How many defects a training picture has: most are spoiled somehow, or guidance alone would remove all defects
 # and leave nothing to learn.
 DEFECT_COUNT_PROBABILITIES = (0.15, 0.45, 0.28, 0.12)
+# The web, of which the diffusion model learns last, is worse still: guidance prefers pictures that are clean.
+WEB_DEFECT_COUNT_PROBABILITIES = (0.10, 0.46, 0.30, 0.14)
 MAX_DEFECTS = len(DEFECT_COUNT_PROBABILITIES) - 1
 
 Split = Literal["train", "validation", "held_out"]
@@ -110,9 +112,11 @@ def possible_defects() -> tuple[frozenset[str], ...]:
     return tuple(frozenset(s) for s in subsets if not {"dark", "washed out"} <= set(s))
 
 
-def random_defects(rng: random.Random) -> frozenset[str]:
-    """Draws a set of defects as the training pictures have them."""
-    count = rng.choices(range(MAX_DEFECTS + 1), DEFECT_COUNT_PROBABILITIES)[0]
+def random_defects(
+    rng: random.Random, count_probabilities: Sequence[float] = DEFECT_COUNT_PROBABILITIES
+) -> frozenset[str]:
+    """Draws a set of defects as the training pictures have them: first how many, then which."""
+    count = rng.choices(range(MAX_DEFECTS + 1), count_probabilities)[0]
     return rng.choice([s for s in possible_defects() if len(s) == count])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -16,7 +16,16 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from renege_ray.models.toy.architecture import build_scheduler, build_text_encoder, build_unet
 from renege_ray.models.toy.captions import careful_caption, web_caption
 from renege_ray.models.toy.preferences import tokenize
-from renege_ray.models.toy.scenes import Picture, Scene, draw, random_defects, random_offset, scenes_of
+from renege_ray.models.toy.scenes import (
+    DEFECT_COUNT_PROBABILITIES,
+    WEB_DEFECT_COUNT_PROBABILITIES,
+    Picture,
+    Scene,
+    draw,
+    random_defects,
+    random_offset,
+    scenes_of,
+)
 from renege_ray.models.toy.train.loop import Recipe, fit
 
 # First what words mean, from captions that say all; then the captions of the web, many of which say little.
@@ -25,11 +34,13 @@ WEB_RECIPE = Recipe(steps=2000, batch_size=64, learning_rate=5e-4)
 PICTURES = 40_000
 
 
-def web_pictures(count: int, seed: int) -> list[Picture]:
-    """Training pictures, spoiled as often as on the toy's web."""
+def training_pictures(count: int, seed: int, count_probabilities: Sequence[float]) -> list[Picture]:
+    """Pictures of scenes, spoiled as often as `count_probabilities` of 0, 1, ... defects say."""
     rng = random.Random(f"web pictures {seed}")
     scenes = scenes_of("train")
-    return [Picture(rng.choice(scenes), random_offset(rng), random_defects(rng)) for _ in range(count)]
+    return [
+        Picture(rng.choice(scenes), random_offset(rng), random_defects(rng, count_probabilities)) for _ in range(count)
+    ]
 
 
 @torch.no_grad()
@@ -71,12 +82,17 @@ def train_diffusion(
     unet = build_unet().to(memory_format=torch.channels_last)
     text_encoder = build_text_encoder(tokenizer)
     scheduler = build_scheduler()
-    pictures = web_pictures(picture_count, seed)
-    latents = functools.cache(lambda: encode_pictures(vae, pictures))  # not needed where all steps are done
-
     networks = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
 
-    def train(stage: str, recipe: Recipe, caption_of: Callable[[Scene, Collection[str], random.Random], str]) -> None:
+    def train(
+        stage: str,
+        recipe: Recipe,
+        caption_of: Callable[[Scene, Collection[str], random.Random], str],
+        count_probabilities: Sequence[float],
+    ) -> None:
+        pictures = training_pictures(picture_count, seed, count_probabilities)
+        latents = functools.cache(lambda: encode_pictures(vae, pictures))  # not needed where all steps are done
+
         def loss_of_step(step: int) -> Tensor:
             rng = random.Random(f"{seed} {stage} {step}")
             rows = rng.sample(range(picture_count), recipe.batch_size)
@@ -86,8 +102,8 @@ def train_diffusion(
 
         fit(networks, loss_of_step, recipe, folder / f"{stage}.safetensors")
 
-    train("diffusion", careful_recipe, careful_caption)
-    train("diffusion_web", web_recipe, web_caption)
+    train("diffusion", careful_recipe, careful_caption, DEFECT_COUNT_PROBABILITIES)
+    train("diffusion_web", web_recipe, web_caption, WEB_DEFECT_COUNT_PROBABILITIES)
     return (
         unet.eval().requires_grad_(False).to(memory_format=torch.contiguous_format),
         text_encoder.eval().requires_grad_(False),
