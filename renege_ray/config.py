@@ -259,6 +259,16 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     cluster: ClusterConfig = ClusterConfig()
 
+    @field_validator("tracking_uri")
+    @classmethod
+    def _no_password(cls, uri: str | None) -> str | None:
+        if uri and "@" in uri.partition("://")[2].split("/")[0]:
+            raise ValueError(
+                "tracking_uri: holds a user or a password, which would be written to config.yaml; set the whole URI "
+                "as MLFLOW_TRACKING_URI in the environment, and leave this out"
+            )
+        return uri
+
     @model_validator(mode="after")
     def _work_for_everybody(self) -> Self:
         group_size = self.optim.batch_size // self.optim.timestep_groups

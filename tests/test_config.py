@@ -282,3 +282,11 @@ def test_fingerprint_is_the_same_for_numbers_written_otherwise() -> None:
     assert fingerprint(parse_config({"sampling": {"guidance_scale": 3}})) == fingerprint(
         parse_config({"sampling": {"guidance_scale": 3.0}})
     )
+
+
+@pytest.mark.parametrize("uri", ["http://somebody:hunter2@host:1/x", "postgresql://somebody:hunter2@db/mlflow"])
+def test_a_password_is_refused_because_it_would_be_written_to_a_file(uri: str) -> None:
+    with pytest.raises(UserError, match="MLFLOW_TRACKING_URI") as caught:
+        parse_config({"tracking_uri": uri})
+    assert "hunter2" not in str(caught.value)
+    assert parse_config({"tracking_uri": "http://host:1/a@b"}).tracking_uri == "http://host:1/a@b"
