@@ -15,7 +15,16 @@ from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, Repo
 from torch import Tensor, nn
 
 from renege_ray.errors import UserError
-from renege_ray.rewards.catalogue import CLIP_VOCABULARY, REWARDS, SOURCES, RewardFacts, Source, check_names, full_name
+from renege_ray.rewards.catalogue import (
+    CLIP_VOCABULARY,
+    REWARDS,
+    SHORT_NAMES,
+    SOURCES,
+    RewardFacts,
+    Source,
+    check_names,
+    full_name,
+)
 
 FIELD = "rewards.checkpoints"
 M = TypeVar("M", bound=nn.Module)
@@ -47,9 +56,8 @@ def locate(facts: RewardFacts, checkpoints: Mapping[str, str | Path]) -> dict[st
 
 
 def _check_given(checkpoints: Mapping[str, str | Path]) -> dict[str, Path]:
-    given = {full_name(name): Path(path).expanduser() for name, path in checkpoints.items()}
-    check_names(given, SOURCES, f"{FIELD}:")
-    return given
+    check_names(checkpoints, (*SHORT_NAMES, *SOURCES), f"{FIELD}:")
+    return {full_name(name): Path(path).expanduser() for name, path in checkpoints.items()}
 
 
 def _in_given(source: Source, path: Path) -> Path:
@@ -116,8 +124,12 @@ def _why(error: Exception | None) -> str:
         return f"{absent}, and HF_HUB_OFFLINE is set: unset it"
     if error is None or isinstance(error, LocalEntryNotFoundError | ConnectionError):
         return f"{absent}, and the Hub cannot be reached: connect"
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return f"which cannot be downloaded ({first}): try again"
+    return f"which cannot be downloaded ({first_line(error)}): try again"
+
+
+def first_line(error: Exception) -> str:
+    """What a library's error says, for a message of one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
 
 
 def sha256(path: Path) -> str:
@@ -152,8 +164,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         # The format of before PyTorch 1.6 is no zip file, and cannot be mapped.
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # a damaged file fails in many ways
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"checkpoint {path} cannot be read ({first:.120}): download it again") from error
+        raise UserError(f"checkpoint {path} cannot be read ({first_line(error)}): download it again") from error
     weights = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else {}
     tensors = {name: tensor for name, tensor in weights.items() if isinstance(tensor, Tensor)}
     if not tensors:

@@ -5,6 +5,7 @@ normalisation and the cosine are float32 always, since bfloat16 cannot tell 0.28
 which sees a prompt once.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from transformers import CLIPConfig, CLIPModel
 from renege_ray.errors import UserError
 from renege_ray.rewards.base import TEXTS_KEPT, RewardModel
 from renege_ray.rewards.catalogue import RewardFacts
-from renege_ray.rewards.checkpoints import assemble, read_weights
+from renege_ray.rewards.checkpoints import assemble, first_line, read_weights
 from renege_ray.rewards.clip_tokens import ClipTokenizer
 from renege_ray.rewards.precision import compute_in
 from renege_ray.rewards.preprocessing import normalise
@@ -105,11 +106,13 @@ def read_clip_config(weights: Path) -> CLIPConfig:
     """The config.json beside the weights. Raises UserError where it is no CLIP's."""
     path = weights.with_name("config.json")
     try:
-        config = CLIPConfig.from_json_file(path)
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}): download it again") from error
-    if config.to_dict().get("model_type") != "clip":
-        raise UserError(f"{path} is of a {config.to_dict().get('model_type')} model: give the folder of a CLIP")
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        kind = settings.get("model_type")
+        config = CLIPConfig.from_dict(settings) if kind == "clip" else None
+    except Exception as error:  # no file, no text, no JSON, or not what transformers takes: in many ways
+        raise UserError(f"{path} is damaged ({first_line(error)}): download it again") from error
+    if config is None:
+        raise UserError(f"{path} is of a {kind!r} model: give the folder of a CLIP")
     return config
 
 

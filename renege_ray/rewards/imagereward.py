@@ -127,6 +127,8 @@ def _text_config(weights: Mapping[str, Tensor]) -> BlipTextConfig:
         max_position_embeddings=weights[f"{_TEXT}embeddings.position_embeddings.weight"].shape[0],
         hidden_act="gelu",
         layer_norm_eps=1e-12,
+        bos_token_id=None,  # nothing is generated
+        sep_token_id=None,
     )
 
 
