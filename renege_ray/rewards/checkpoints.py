@@ -27,6 +27,7 @@ from renege_ray.rewards.catalogue import (
 )
 
 FIELD = "rewards.checkpoints"
+HEAD_WIDTH = 64  # of an attention head, in nearly all transformers
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -170,6 +171,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not tensors:
         raise UserError(f"checkpoint {path} holds no weights: check the path")
     return tensors
+
+
+def num_heads(width: int, head_width: int = HEAD_WIDTH) -> int:
+    """How many attention heads a tower has, which its weights do not show. Raises ValueError if they do not fill it."""
+    if width % head_width:
+        raise ValueError(f"a tower is {width} wide, which heads {head_width} wide do not fill")
+    return width // head_width
 
 
 def assemble(make: Callable[[], M], weights: Mapping[str, Tensor], path: Path) -> M:

@@ -18,14 +18,13 @@ from transformers import CLIPConfig, CLIPModel
 from renege_ray.errors import UserError
 from renege_ray.rewards.base import TEXTS_KEPT, RewardModel
 from renege_ray.rewards.catalogue import RewardFacts
-from renege_ray.rewards.checkpoints import assemble, first_line, read_weights
+from renege_ray.rewards.checkpoints import HEAD_WIDTH, assemble, first_line, num_heads, read_weights
 from renege_ray.rewards.clip_tokens import ClipTokenizer
 from renege_ray.rewards.precision import compute_in
 from renege_ray.rewards.preprocessing import normalise
 
-# Widths of an attention head in ViT-H/14, ViT-g/14 and all others; a state dict does not say.
+# Width of a tower: width of its attention heads, where that is not 64 (here ViT-H/14). A state dict does not say.
 _VISION_HEAD_WIDTHS = {1280: 80}
-_HEAD_WIDTH = 64
 
 
 class ClipReward(RewardModel):
@@ -152,21 +151,21 @@ def _config_of_open_clip(weights: Mapping[str, Tensor], hidden_act: str) -> CLIP
             "hidden_size": width,
             "intermediate_size": weights[f"{prefix}0.mlp.c_fc.weight"].shape[0],
             "num_hidden_layers": len(layers),
-            "num_attention_heads": width // head_width,
+            "num_attention_heads": num_heads(width, head_width),
             "hidden_act": hidden_act,
         }
 
     return CLIPConfig(
         projection_dim=weights["text_projection"].shape[1],
         text_config={
-            **tower("transformer.resblocks.", text_width, _HEAD_WIDTH),
+            **tower("transformer.resblocks.", text_width, HEAD_WIDTH),
             "vocab_size": vocab_size,
             "max_position_embeddings": weights["positional_embedding"].shape[0],
             "bos_token_id": vocab_size - 2,
             "eos_token_id": vocab_size - 1,  # whose features are the prompt's: the largest id, as open_clip has it
         },
         vision_config={
-            **tower("visual.transformer.resblocks.", vision_width, _VISION_HEAD_WIDTHS.get(vision_width, _HEAD_WIDTH)),
+            **tower("visual.transformer.resblocks.", vision_width, _VISION_HEAD_WIDTHS.get(vision_width, HEAD_WIDTH)),
             "image_size": round(positions**0.5) * patch_size,
             "patch_size": patch_size,
         },

@@ -16,14 +16,13 @@ from renege_ray.errors import UserError
 from renege_ray.rewards.aesthetic import Head
 from renege_ray.rewards.base import TEXTS_KEPT, RewardModel
 from renege_ray.rewards.catalogue import BERT_VOCABULARY, RewardFacts
-from renege_ray.rewards.checkpoints import assemble, read_weights
+from renege_ray.rewards.checkpoints import assemble, num_heads, read_weights
 from renege_ray.rewards.precision import compute_in
 from renege_ray.rewards.preprocessing import centre_crop, normalise
 
 # Of the scores on the original's training set; its scores have mean 0 and deviation 1 there.
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
 MAX_TOKENS = 35
-_HEAD_WIDTH = 64
 _VISION = "blip.visual_encoder."
 _TEXT = "blip.text_encoder."
 _MLP = "mlp."
@@ -106,7 +105,7 @@ def _vision_config(weights: Mapping[str, Tensor]) -> BlipVisionConfig:
         hidden_size=width,
         intermediate_size=weights[f"{_VISION}blocks.0.mlp.fc1.weight"].shape[0],
         num_hidden_layers=_num_layers(weights, f"{_VISION}blocks."),
-        num_attention_heads=width // _HEAD_WIDTH,
+        num_attention_heads=num_heads(width),
         image_size=round(positions**0.5) * patch_size,
         patch_size=patch_size,
         hidden_act="gelu",
@@ -123,7 +122,7 @@ def _text_config(weights: Mapping[str, Tensor]) -> BlipTextConfig:
         encoder_hidden_size=weights[f"{layer}0.crossattention.self.key.weight"].shape[1],
         intermediate_size=weights[f"{layer}0.intermediate.dense.weight"].shape[0],
         num_hidden_layers=_num_layers(weights, layer),
-        num_attention_heads=width // _HEAD_WIDTH,
+        num_attention_heads=num_heads(width),
         max_position_embeddings=weights[f"{_TEXT}embeddings.position_embeddings.weight"].shape[0],
         hidden_act="gelu",
         layer_norm_eps=1e-12,

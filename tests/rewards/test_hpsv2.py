@@ -144,6 +144,7 @@ def test_files_of_other_models(reference: CLIP, tmp_path: Path) -> None:
         "there is nothing": {name: tensor for name, tensor in state.items() if name != "visual.ln_pre.bias"},
         r"has to be \(64,\)": state | {"ln_final.bias": torch.zeros(65)},
         "holds no weights": {"epoch": 3},
+        "is 96 wide, which heads 64 wide do not fill": state | {"ln_final.weight": torch.ones(96)},
     }
     for i, (message, weights) in enumerate(cases.items()):
         torch.save({"state_dict": weights}, tmp_path / f"{i}.pt")
