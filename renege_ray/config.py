@@ -156,6 +156,17 @@ class RewardsConfig(Section):
         ("toy_held_out",), description="rewards that see no gradient; the early stop watches them"
     )
     judges: Annotated[tuple[Name, ...], AsTuple] = Field((), description="other scores to report")
+    checkpoints: dict[str, Name] = Field(
+        {}, description="local copies of rewards' weights: {NAME: FILE or FOLDER}; others come from the Hub"
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of the rewards' image towers; auto as in model.dtype"
+    )
+
+    @field_validator("checkpoints")
+    @classmethod
+    def _absolute(cls, paths: dict[str, str]) -> dict[str, str]:
+        return {name: str(Path(path).expanduser().absolute()) for name, path in paths.items()}  # workers run elsewhere
 
     @model_validator(mode="after")
     def _weights_and_names(self) -> Self:

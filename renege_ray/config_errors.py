@@ -116,7 +116,7 @@ def _kind(annotation: Any) -> str:
         items = _kind(arguments[0]).removeprefix("a ").removesuffix(" or nothing")
         return f"a list of {items}s" if arguments[-1] is Ellipsis else f"a pair of {items}s"
     if origin is dict:
-        return "a map of names to numbers"
+        return f"a map of names to {_kind(arguments[1]).removeprefix('a ')}s"
     names = {
         int: "a whole number", float: "a number", bool: "true or false", str: "a text", Path: "a path",
         types.NoneType: "null",

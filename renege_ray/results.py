@@ -1,8 +1,10 @@
 """What a finished run leaves for people: the embeddings, the table of results, the before/after picture."""
 
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import renege_ray
 from renege_ray.config import RunConfig, fingerprint
@@ -19,12 +21,16 @@ LABELS = {"null": "null", "handwritten": "handwritten", "global": "global (learn
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What the embedding's metadata says of the models; known only where they were loaded."""
+    """What the results say of the models; known only where they were loaded.
+
+    rewards: version, checkpoint and SHA-256 of each reward, see `RewardModel.describe`.
+    """
 
     base_model: str
     text_encoder: str
     text_encoder_hash: str
     reward: str
+    rewards: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -34,11 +40,13 @@ class Artifacts:
     embedding: Path
     last_embedding: Path
     table: Path
+    rewards: Path
     picture: Path | None
 
     def named(self) -> dict[str, Path]:
         """By the names that summary.json uses."""
-        files = {"embedding": self.embedding, "last_embedding": self.last_embedding, "table": self.table}
+        files = {"embedding": self.embedding, "last_embedding": self.last_embedding}
+        files |= {"table": self.table, "rewards": self.rewards}
         return files | ({"before_after": self.picture} if self.picture else {})
 
 
@@ -70,7 +78,9 @@ def write_results(config: RunConfig, facts: ModelFacts, state: TrainingState, te
         NegativeEmbedding(embedding.to(STORAGE_DTYPE), metadata_of(config, facts, step)).save(path)
     table = folder / "results.txt"
     table.write_text(results_table(test, state), encoding="utf-8")
-    return Artifacts(best, last, table, _write_picture(test, folder / "images" / "before_after.png"))
+    rewards = folder / "rewards.json"
+    rewards.write_text(json.dumps(facts.rewards, indent=2) + "\n", encoding="utf-8")
+    return Artifacts(best, last, table, rewards, _write_picture(test, folder / "images" / "before_after.png"))
 
 
 def results_table(test: Evaluation, state: TrainingState) -> str:

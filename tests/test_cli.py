@@ -57,6 +57,7 @@ def test_no_flags_are_the_toy_preset_in_a_new_folder() -> None:
         (["--sampling.gradient-steps", "2,9"], "sampling.gradient_steps", (2, 9)),
         (["--sampling.gradient-steps", "[2, 9]"], "sampling.gradient_steps", (2, 9)),
         (["--rewards.train", "{toy: 0.5, other: 2}"], "rewards.train", {"toy": 0.5, "other": 2.0}),
+        (["--rewards.checkpoints", "{hpsv2: /a.pt}"], "rewards.checkpoints", {"hpsv2": "/a.pt"}),
         (["--rewards.held-out", "a,b"], "rewards.held_out", ("a", "b")),
         (["--rewards.held-out", "[]"], "rewards.held_out", ()),
         (["--rewards.held-out", ""], "rewards.held_out", ()),

@@ -128,6 +128,8 @@ def test_handwritten_candidates_are_not_repeated() -> None:
         ("rewards.train", {"toy": -1}, ["rewards.train", "-1 of 'toy'", "not above 0"]),
         ("rewards.train", {"toy": "x"}, ["rewards.train: {toy: x} is not a map of names to numbers"]),
         ("rewards.train", {"toy_held_out": 1}, ["rewards.held_out: 'toy_held_out' is trained against"]),
+        ("rewards.checkpoints", {"hpsv2": 3}, ["rewards.checkpoints: {hpsv2: 3} is not a map of names to texts"]),
+        ("rewards.dtype", "fp16", ["rewards.dtype: 'fp16' is not one of auto, float32, bfloat16"]),
         ("rewards.held_out", "toy_held_out", ["rewards.held_out: 'toy_held_out' is not a list of texts"]),
         ("prompts.handwritten", [], ["prompts.handwritten: []", "at least one"]),
         ("prompts.handwritten", [" "], ["prompts.handwritten", "blank"]),
@@ -245,6 +247,14 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="cannot represent"):
         write_yaml(path, {"seed": object()})
     assert read_yaml(path) == {"seed": 1}
+
+
+def test_checkpoints_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    paths = {"hpsv2": "a.pt", "clip": "~/clip", "pickscore": "/data"}
+    found = parse_config(nested("rewards.checkpoints", paths)).rewards.checkpoints
+    assert found == {"hpsv2": str(tmp_path / "a.pt"), "clip": str(tmp_path / "home" / "clip"), "pickscore": "/data"}
 
 
 # The fingerprint

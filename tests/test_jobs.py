@@ -64,6 +64,12 @@ BAD_FLAGS: dict[str, tuple[list[str], str]] = {
     "zero workers": (["--num-workers", "0"], "0 workers"),
     "too many workers for the machine": (["--num-workers", "4", "--cluster.cpus-per-worker", "4096"], "room for 0"),
     "unknown reward": (["--rewards.train", "{toyy: 1.0}"], "did you mean 'toy'"),
+    "reward twice": (
+        ["--rewards.train", "{hpsv2: 1}", "--rewards.held-out", "hpsv2-v2.1"],
+        "'hpsv2-v2.1' is named twice",
+    ),
+    "no reward weights": (["--rewards.train", "{hpsv2: 1}", "--rewards.checkpoints", "{hpsv2: none.pt}"], "none.pt"),
+    "weights of no reward": (["--rewards.checkpoints", "{hpsv: x.pt}"], "did you mean 'hpsv2'"),
     "no prompts file": (["--prompts", "none.txt"], "none.txt"),
     "no initial embedding": (["--init", "none.safetensors"], "optim.init"),
     "tracking to nowhere": (["--tracking-uri", "ftp://somewhere"], "tracking_uri"),

@@ -1,7 +1,7 @@
 """The job `train_global` on Ray Train V2: check, start the workers, keep the results."""
 
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +163,7 @@ def _keep_results(
     log: RunLog,
 ) -> None:
     """Write embeddings, table and picture from the final checkpoint; tell MLflow; print the last lines."""
-    facts = ModelFacts(*(outcome[name] for name in ("base_model", "text_encoder", "text_encoder_hash", "reward")))
+    facts = ModelFacts(**{field.name: outcome[field.name] for field in fields(ModelFacts)})
     with store.folder(f"{attempt}/{outcome['checkpoint']}") as folder:
         state = TrainingState.load(folder)
         pairs = make_pairs(inputs.prompts.held_out, config.test.num_pairs, config.seed)

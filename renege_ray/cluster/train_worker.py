@@ -23,7 +23,7 @@ from renege_ray.models import load_model
 from renege_ray.models.base import TextToImage
 from renege_ray.pictures import image_grid
 from renege_ray.progress import ProgressLine
-from renege_ray.rewards import WeightedReward, load_rewards, load_scorers
+from renege_ray.rewards import RewardModel, RewardScorer, WeightedReward, load_rewards, load_scorers
 from renege_ray.train_global import Progress, Prompts, Result, Rewards, TrainingError, train_global
 from renege_ray.training_state import TrainingState
 from renege_ray.workers import Workers
@@ -94,7 +94,9 @@ def train_loop(parameters: dict[str, Any]) -> dict[str, Any]:
     if result.test is not None:
         _report_checkpoint(result.state, workers.rank, result)
     reporter.close()
-    return _outcome(result, model, rewards) | {"samples_per_second": reporter.samples_per_second}
+    outcome = _outcome(result, model, rewards) | {"samples_per_second": reporter.samples_per_second}
+    # Large checkpoints are read through for their SHA-256: once is enough.
+    return outcome | {"rewards": _describe(rewards) if workers.rank == 0 else []}
 
 
 def _load(config: RunConfig, workers: Workers) -> tuple[TextToImage, Rewards] | str:
@@ -103,13 +105,15 @@ def _load(config: RunConfig, workers: Workers) -> tuple[TextToImage, Rewards] | 
     try:
         device = _device()
         model = load_model(config.model, device)
-        trained = load_rewards(config.rewards.train, device)
+        wanted = config.rewards
+        options: dict[str, Any] = {"checkpoints": wanted.checkpoints, "dtype": wanted.dtype}
+        trained = load_rewards(wanted.train, device, **options)
         loaded = (
             model,
             Rewards(
-                WeightedReward({reward: config.rewards.train[name] for name, reward in trained.items()}),
-                tuple(load_rewards(config.rewards.held_out, device).values()),
-                tuple(load_scorers(config.rewards.judges, device).values()),
+                WeightedReward({reward: wanted.train[name] for name, reward in trained.items()}),
+                tuple(load_rewards(wanted.held_out, device, **options).values()),
+                tuple(load_scorers(wanted.judges, device, **options).values()),
             ),
         )
     except UserError as error:
@@ -236,3 +240,10 @@ def _outcome(result: Result, model: TextToImage, rewards: Rewards) -> dict[str, 
         "text_encoder_hash": model.text_encoder_hash,
         "reward": rewards.train.name,
     }
+
+
+def _describe(rewards: Rewards) -> list[dict[str, Any]]:
+    """Version, checkpoint and SHA-256 of all rewards."""
+    judges = [judge.reward for judge in rewards.judges if isinstance(judge, RewardScorer)]
+    everything = [*rewards.train.rewards, *rewards.held_out, *judges]
+    return [reward.describe() for reward in everything if isinstance(reward, RewardModel)]

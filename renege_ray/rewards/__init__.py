@@ -3,77 +3,107 @@
 `load_rewards` gives what can be trained against, `load_scorers` what measures.
 """
 
-import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from importlib import import_module
+from pathlib import Path
 
 import torch
 
-from renege_ray.errors import UserError
-from renege_ray.rewards.base import Reward, Scorer, as_scorer
+from renege_ray.rewards.base import Reward, RewardModel, RewardScorer, Scorer, as_scorer
+from renege_ray.rewards.catalogue import REWARD_NAMES, REWARDS, check_names, full_name
+from renege_ray.rewards.checkpoints import locate
 from renege_ray.rewards.weighted import WeightedReward
 
 __all__ = [
     "JUDGE_NAMES",
     "REWARD_NAMES",
     "Reward",
+    "RewardModel",
+    "RewardScorer",
     "Scorer",
     "WeightedReward",
     "as_scorer",
     "check_names",
+    "full_name",
     "load_rewards",
     "load_scorers",
+    "locate_rewards",
 ]
 
-REWARD_NAMES = ("toy", "toy_held_out")
 JUDGE_NAMES = ("judge",)
 
 
-def check_names(names: Iterable[str], known: Iterable[str], field: str) -> None:
-    """Check names without loading anything.
+def locate_rewards(
+    names: Iterable[str], checkpoints: Mapping[str, str | Path] | None = None
+) -> dict[str, dict[str, Path]]:
+    """The files of rewards, {name: {source: path}}; nothing is loaded, but the Hub's files are downloaded.
+
+    Args:
+        names: of rewards.
+        checkpoints: local copies, {name: file or folder}.
 
     Raises:
-        UserError: a name is not among the known ones; the nearest of them is suggested.
-    """
-    known = tuple(known)
-    for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else "give one of these"
-            raise UserError(f"{field} {name!r} is not known: {hint} ({', '.join(known)})")
-
-
-def load_rewards(names: Iterable[str], device: torch.device | str = "cpu") -> dict[str, Reward]:
-    """Rewards by name, on a device, in the order of the names.
-
-    Raises:
-        UserError: a name is not known as a reward (a judge is none: it cannot be trained against).
+        UserError: a name is not known, or a file is missing.
     """
     names = tuple(names)
     check_names(names, REWARD_NAMES, "reward")
-    return {name: _toy_reward(name, torch.device(device)) for name in names}
+    return {name: locate(REWARDS[full_name(name)], checkpoints or {}) for name in names}
 
 
-def load_scorers(names: Iterable[str], device: torch.device | str = "cpu") -> dict[str, Scorer]:
-    """Judges, and rewards as scorers, by name, on a device, in the order of the names.
+def load_rewards(
+    names: Iterable[str],
+    device: torch.device | str = "cpu",
+    *,
+    checkpoints: Mapping[str, str | Path] | None = None,
+    dtype: str = "auto",
+) -> dict[str, RewardModel]:
+    """Rewards by name, on a device, in the order of the names.
+
+    Args:
+        names: see `renege_ray.rewards.catalogue`.
+        device: where to.
+        checkpoints: local copies of the checkpoints, {name: file or folder}; others come from the Hub.
+        dtype: of the towers: "float32", "bfloat16", or "auto" as for models. The embedded model's are float32.
 
     Raises:
-        UserError: a name is known neither as a reward nor as a judge.
+        UserError: a name is not known as a reward (a judge is none: it cannot be trained against), or a file is
+            missing or damaged.
+    """
+    from renege_ray.models import choose_dtype
+
+    device = torch.device(device)
+    located = locate_rewards(names, checkpoints)
+    return {name: _load(name, files, device, choose_dtype(dtype, device)) for name, files in located.items()}
+
+
+def load_scorers(
+    names: Iterable[str],
+    device: torch.device | str = "cpu",
+    *,
+    checkpoints: Mapping[str, str | Path] | None = None,
+    dtype: str = "auto",
+) -> dict[str, Scorer]:
+    """Judges, and rewards as scorers, by name, on a device, in the order of the names; arguments as `load_rewards`.
+
+    Raises:
+        UserError: a name is known neither as a reward nor as a judge, or a file is missing or damaged.
     """
     names = tuple(names)
     check_names(names, REWARD_NAMES + JUDGE_NAMES, "scorer")
-    return {name: _scorer(name, torch.device(device)) for name in names}
+    rewards = load_rewards(
+        [name for name in names if name not in JUDGE_NAMES], device, checkpoints=checkpoints, dtype=dtype
+    )
+    return {name: as_scorer(rewards[name]) if name in rewards else _judge() for name in names}
 
 
-def _toy_reward(name: str, device: torch.device) -> Reward:
-    from renege_ray.rewards.toy import ToyReward
+def _load(name: str, files: Mapping[str, Path], device: torch.device, dtype: torch.dtype) -> RewardModel:
+    # transformers takes seconds to import: only when a reward is wanted.
+    facts = REWARDS[full_name(name)]
+    reward: RewardModel = import_module(f"renege_ray.rewards.{facts.module}").load(facts, files, dtype)
+    return reward.eval().requires_grad_(False).to(device)
 
-    reward: Reward = ToyReward(name).to(device)
-    return reward
 
-
-def _scorer(name: str, device: torch.device) -> Scorer:
-    if name in REWARD_NAMES:
-        return as_scorer(_toy_reward(name, device))
+def _judge() -> Scorer:
     from renege_ray.rewards.toy import ToyJudge
 
     judge: Scorer = ToyJudge()

@@ -2,13 +2,23 @@
 
 Both take images (B, 3, height, width) in [0, 1] and B prompts in words, and judge each image by itself:
 `reward(images, prompts)[i] == reward(images[i:i+1], prompts[i:i+1])[0]`.
+
+`RewardModel` is what all rewards of this package are: a frozen network that says where it comes from.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from renege_ray.rewards.catalogue import RewardFacts
+from renege_ray.rewards.checkpoints import sha256
+
+TEXTS_KEPT = 16_384
+"""How many prompts a reward keeps the text features (or tokens) of: more than the paper trains on; at most 64 MiB."""
 
 
 class Reward(Protocol):
@@ -16,7 +26,7 @@ class Reward(Protocol):
 
     @property
     def name(self) -> str:
-        """What the configuration calls it, also the name of its metric."""
+        """What all results call it, also the name of its metric."""
         ...
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -37,17 +47,88 @@ class Scorer(Protocol):
         ...
 
 
+class RewardModel(nn.Module, ABC):
+    """A `Reward` that is a frozen network. A subclass computes `judge`.
+
+    Attributes:
+        name: what all results call it; names the version where there are several.
+        version: of the checkpoint.
+        checkpoint: the file of its weights.
+        usual_range: most scores of ordinary generated images lie in it.
+    """
+
+    def __init__(self, facts: RewardFacts, checkpoint: Path) -> None:
+        super().__init__()
+        self.name = facts.name
+        self.version = facts.version
+        self.usual_range = facts.usual_range
+        self.checkpoint = checkpoint
+        self._truncated: set[str] = set()
+
+    @abstractmethod
+    def judge(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """(B,) float32, differentiable, of float32 images (B, 3, height, width) and B prompts; B is at least 1."""
+
+    def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Rewards (B,) float32 of images (B, 3, height, width) in [0, 1], differentiable in the images.
+
+        Raises:
+            ValueError: images of another shape, or another number of prompts.
+        """
+        if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:] or not images.is_floating_point():
+            raise ValueError(
+                f"{self.name}: images are {images.dtype} of shape {tuple(images.shape)}, not floating point of shape "
+                "(B, 3, height, width); repeat the one channel of grey images three times"
+            )
+        if isinstance(prompts, str) or len(prompts) != len(images):
+            raise ValueError(f"{self.name}: {len(images)} images need a list of as many prompts, got {prompts!r:.80}")
+        if not len(images):
+            return images.float().sum(dim=(1, 2, 3))  # (0,), and still a function of the images
+        return self.judge(images.float(), prompts)
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """The rewards (B,) without a gradient."""
+        with torch.no_grad():
+            rewards: Tensor = self(images, prompts)
+            return rewards
+
+    @property
+    def sha256(self) -> str:
+        """Of the checkpoint, in hex; read from the disk when it is first asked for."""
+        return sha256(self.checkpoint)
+
+    @property
+    def truncated_prompts(self) -> int:
+        """How many different prompts were too long and have lost their ends so far."""
+        return len(self._truncated)
+
+    def note_truncated(self, prompt: str) -> None:
+        """Count a prompt that was cut."""
+        self._truncated.add(prompt)
+
+    def describe(self) -> dict[str, Any]:
+        """What a run's record says of a reward, as plain values."""
+        return {
+            "name": self.name,
+            "version": self.version,
+            "checkpoint": self.checkpoint.name,
+            "sha256": self.sha256,
+            "usual_range": list(self.usual_range),
+            "truncated_prompts": self.truncated_prompts,
+        }
+
+
 class RewardScorer:
     """A reward as a scorer of one name."""
 
     def __init__(self, reward: Reward) -> None:
-        self._reward = reward
+        self.reward = reward
         self.names: tuple[str, ...] = (reward.name,)
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         """{name: (B,)}, without a gradient."""
         with torch.no_grad():
-            return {self._reward.name: self._reward(images, prompts)}
+            return {self.reward.name: self.reward(images, prompts)}
 
 
 def as_scorer(reward: Reward) -> Scorer:

@@ -166,8 +166,11 @@ def check_results(folder: Path, reference: Result) -> None:
     for name, value in reference.test.metrics().items():
         assert summary["metrics"][name] == pytest.approx(value, abs=1e-9), name
     assert summary["metrics"]["train/steps"] == STEPS
-    for name in ("embedding", "last_embedding", "table", "before_after", "config"):
+    for name in ("embedding", "last_embedding", "table", "rewards", "before_after", "config"):
         assert (folder / summary["artifacts"][name]).is_file()
+    rewards = json.loads((folder / "rewards.json").read_text())
+    assert [reward["name"] for reward in rewards] == ["toy", "toy_held_out"]
+    assert all(len(reward["sha256"]) == 64 and reward["version"] for reward in rewards)
     stored = NegativeEmbedding.load(folder / "negative_embedding.safetensors")
     assert stored.prompt_embeds.dtype == torch.float16
     assert torch.equal(stored.prompt_embeds.float(), reference.best)

@@ -1,0 +1,136 @@
+"""The rewards by name: what each one is, and the files that it is read from. Nothing heavy is imported here, so names
+and paths can be checked before anything is loaded.
+"""
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from renege_ray.errors import UserError
+
+
+@dataclass(frozen=True)
+class Source:
+    """Files that a reward is read from, in a repository of the Hugging Face Hub or in a local copy.
+
+    name: what `rewards.checkpoints` calls it.
+    files: any one of these is enough in a local copy; the Hub has the first.
+    companions: files that have to lie beside it.
+    """
+
+    name: str
+    repository: str
+    files: tuple[str, ...]
+    companions: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{' and '.join((self.files[0], *self.companions))} of {self.repository}"
+
+
+@dataclass(frozen=True)
+class RewardFacts:
+    """What there is to say of a reward before it is loaded.
+
+    name: what the configuration and all results call it.
+    module: the file of this package whose `load` makes it.
+    usual_range: most scores of ordinary generated images lie in it.
+    sources: the weights first; what else there is may lie beside them.
+    """
+
+    name: str
+    version: str
+    module: str
+    usual_range: tuple[float, float]
+    about: str
+    sources: tuple[Source, ...] = ()
+    reads_prompts: bool = True
+
+
+# Any CLIP has the same vocabulary; it follows from the list of merges alone.
+CLIP_VOCABULARY = Source("clip_vocabulary", "openai/clip-vit-large-patch14", ("merges.txt", "tokenizer.json"))
+BERT_VOCABULARY = Source("bert_vocabulary", "google-bert/bert-base-uncased", ("vocab.txt",))
+CLIP_L = Source("clip", "openai/clip-vit-large-patch14", ("model.safetensors",), ("config.json",))
+
+# The second is what its authors call the first.
+_AESTHETIC_FILES = ("aesthetic-model.pth", "sac+logos+ava1-l14-linearMSE.pth")
+
+_ALL = (
+    RewardFacts("toy", "1", "toy", (-4, 5.5), "the embedded model's reward to train against"),
+    RewardFacts("toy_held_out", "1", "toy", (-4, 5), "the embedded model's reward that exposes reward hacking"),
+    RewardFacts(
+        "hpsv2-v2.1",
+        "v2.1",
+        "hpsv2",
+        (0.15, 0.35),
+        "Human Preference Score v2.1: what people prefer, CLIP ViT-H/14",
+        (Source("hpsv2-v2.1", "xswu/HPSv2", ("HPS_v2.1_compressed.pt",)), CLIP_VOCABULARY),
+    ),
+    RewardFacts(
+        "hpsv2-v2.0",
+        "v2.0",
+        "hpsv2",
+        (0.23, 0.31),
+        "Human Preference Score v2.0: as above, an older training",
+        (Source("hpsv2-v2.0", "xswu/HPSv2", ("HPS_v2_compressed.pt",)), CLIP_VOCABULARY),
+    ),
+    RewardFacts(
+        "pickscore",
+        "v1",
+        "pickscore",
+        (17, 24),
+        "PickScore: what the users of Pick-a-Pic chose, CLIP ViT-H/14",
+        (
+            Source("pickscore", "yuvalkirstain/PickScore_v1", ("model.safetensors",), ("config.json",)),
+            CLIP_VOCABULARY,
+        ),
+    ),
+    RewardFacts(
+        "clip",
+        "ViT-L/14",
+        "clip",
+        (0.12, 0.35),
+        "CLIPScore: does the image show what the prompt says (a cosine)",
+        (CLIP_L, CLIP_VOCABULARY),
+    ),
+    RewardFacts(
+        "aesthetic",
+        "sac+logos+ava1-l14-linearMSE",
+        "aesthetic",
+        (4, 7.5),
+        "LAION's aesthetic predictor v2: how well people rate the image, from 1 to 10",
+        (Source("aesthetic", "trl-lib/ddpo-aesthetic-predictor", _AESTHETIC_FILES), CLIP_L),
+        reads_prompts=False,
+    ),
+    RewardFacts(
+        "imagereward",
+        "v1.0",
+        "imagereward",
+        (-2.3, 2.1),
+        "ImageReward: what people prefer, BLIP",
+        (Source("imagereward", "THUDM/ImageReward", ("ImageReward.pt",)), BERT_VOCABULARY),
+    ),
+)
+
+REWARDS = {facts.name: facts for facts in _ALL}
+SHORT_NAMES = {"hpsv2": "hpsv2-v2.1"}
+REWARD_NAMES = (*REWARDS, *SHORT_NAMES)
+SOURCES = {source.name: source for facts in _ALL for source in facts.sources}
+
+
+def full_name(name: str) -> str:
+    """The name that results use, which names the version: "hpsv2" is "hpsv2-v2.1"."""
+    return SHORT_NAMES.get(name, name)
+
+
+def check_names(names: Iterable[str], known: Iterable[str], field: str) -> None:
+    """Check names without loading anything.
+
+    Raises:
+        UserError: a name is not among the known ones; the nearest of them is suggested.
+    """
+    known = tuple(known)
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "give one of these"
+            raise UserError(f"{field} {name!r} is not known: {hint} ({', '.join(known)})")
