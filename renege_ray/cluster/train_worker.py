@@ -4,7 +4,7 @@ checkpoints.
 
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -235,4 +235,5 @@ def _outcome(result: Result, model: TextToImage, rewards: Rewards) -> dict[str, 
         "text_encoder": model.text_encoder_name,
         "text_encoder_hash": model.text_encoder_hash,
         "reward": rewards.train.name,
+        "layout": asdict(model.embedding_layout),
     }
