@@ -171,6 +171,7 @@ class _Reporter:
             f"{workers.world_size} worker(s) with {torch.get_num_threads()} thread(s) on {model.device.type}"
             f" ({str(model.dtype).removeprefix('torch.')}); training {where}"
         )
+        self._mailbox.post(f"{model.name} ({type(model).__name__}); negative of {model.embedding_layout.describe()}")
         cut = model.count_truncated(list(job.prompts.train))
         if cut:
             self._mailbox.post(f"{cut} training prompts are too long for the text encoder and are cut")

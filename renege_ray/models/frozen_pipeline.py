@@ -6,11 +6,15 @@ not left to its default: x_0 is clipped only where the model's own scheduler say
 latents (`DDIMScheduler.from_config(config, clip_sample=False)` where the configuration is silent).
 """
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, ClassVar
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar, Self
 
+import diffusers
 import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
@@ -19,7 +23,7 @@ from renege_ray.errors import UserError
 from renege_ray.method.schedule import Schedule, make_schedule
 from renege_ray.models.base import clamp_straight_through
 from renege_ray.models.layout import EmbeddingLayout
-from renege_ray.models.text_encoder import identify, text_encoders
+from renege_ray.models.text_encoder import identify, read_layout, text_encoders
 
 
 class FrozenPipeline(ABC):
@@ -73,6 +77,21 @@ class FrozenPipeline(ABC):
             # Convolutions: 1.4 times as fast on a CPU, and tensor cores want it.
             module.to(memory_format=torch.channels_last)
         self._compiled = torch.compile(self._denoiser) if compile else self._denoiser
+
+    @classmethod
+    def without_weights(cls, folder: Path) -> Self:
+        """A model of which only shapes and operations are known (on torch's meta device), by its configuration files.
+
+        It has no pipeline and no VAE; its `denoise` can be counted.
+        """
+        config = json.loads((folder / cls.DENOISER / "config.json").read_text(encoding="utf-8"))
+        model = cls.__new__(cls)
+        model.name, model.dtype, model.device = folder.name, torch.float32, torch.device("meta")
+        model.embedding_layout = read_layout(folder)
+        model.pipeline = SimpleNamespace(vae_scale_factor=1)
+        with torch.device("meta"):
+            model._denoiser = model._compiled = getattr(diffusers, config["_class_name"]).from_config(config)
+        return model
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

@@ -1,7 +1,12 @@
 """Adding a LoRA to a model: its low-rank changes become part of the weights, which stay frozen like all others."""
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from diffusers.utils import logging as diffusers_logging
 
 from renege_ray.errors import UserError
 from renege_ray.models.families import distilled_name
@@ -62,12 +67,29 @@ def fuse_lora(pipeline: Any, lora: str) -> None:
     folder, file = find_lora(lora)
     options = {"weight_name": file, "local_files_only": True} if file else {}
     try:
-        pipeline.load_lora_weights(folder, use_safetensors=True, **options)
+        with _quiet():  # diffusers shows hundreds of lines about a LoRA that does not fit, and then raises as well
+            pipeline.load_lora_weights(folder, use_safetensors=True, **options)
     except Exception as error:  # of the Hub, of diffusers, of peft, of torch for shapes that do not fit
         if file is None:
             raise UserError(f"model.lora: {lora!r} {why_not(error, None)}, or give a file") from error
-        raise UserError(f"model.lora: {lora!r} does not fit the {kind}: {first_line(error)}") from error
+        raise UserError(f"model.lora: {lora!r} does not fit the {kind}: {_reason(error)}") from error
     if not pipeline.get_active_adapters():
         raise UserError(f"model.lora: {lora!r} holds no layer of the {kind}: give one that was trained for it")
     pipeline.fuse_lora()
     pipeline.unload_lora_weights()
+
+
+def _reason(error: Exception) -> str:
+    """The first layer that does not fit, if that is it; torch's own first line names none."""
+    lines = str(error).splitlines()
+    return next((line.strip() for line in lines if "size mismatch" in line), first_line(error))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    level = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        diffusers_logging.set_verbosity(level)

@@ -4,6 +4,7 @@ import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -41,6 +42,7 @@ CONFIG_KEYS = {
         "vocab_size",
     ),
 }
+ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")  # as pipelines call them
 T5_TOKENS = 120  # what PixArt-alpha pads to (its Section 3.1): T5 itself knows no length
 
 
@@ -106,9 +108,23 @@ def layout_of(pipeline: Any) -> EmbeddingLayout:
     )
 
 
+def read_layout(folder: Path) -> EmbeddingLayout:
+    """What an embedding is made of for the model in a folder, by its configuration files alone."""
+    from transformers import AutoConfig
+
+    parts = {}
+    for name in ENCODERS:
+        if (folder / name).is_dir():
+            config = AutoConfig.from_pretrained(folder / name, local_files_only=True)
+            parts[name] = SimpleNamespace(config=config)
+    tokenizer = json.loads((folder / "tokenizer" / "tokenizer_config.json").read_text(encoding="utf-8"))
+    length = SimpleNamespace(model_max_length=tokenizer.get("model_max_length", 0))
+    return layout_of(SimpleNamespace(tokenizer=length, **parts))
+
+
 def text_encoders(pipeline: Any) -> list[torch.nn.Module]:
     """A pipeline's text encoders, in diffusers' order."""
-    found = (getattr(pipeline, name, None) for name in ("text_encoder", "text_encoder_2", "text_encoder_3"))
+    found = (getattr(pipeline, name, None) for name in ENCODERS)
     return [encoder for encoder in found if encoder is not None]
 
 

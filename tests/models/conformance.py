@@ -250,6 +250,12 @@ class Conformance(ABC):
         assert model.encode_prompts([long]).shape == (1, *model.embedding_shape)
         assert capfd.readouterr() == ("", "")
 
+    def test_shapes_and_operations_are_known_without_weights(self, model: FrozenPipeline, folder: Path) -> None:
+        shaped = type(model).without_weights(folder)
+        assert shaped.embedding_layout == model.embedding_layout and shaped.latent_shape == model.latent_shape
+        latents, embeds = (torch.empty(2, *s, device="meta") for s in (model.latent_shape, model.embedding_shape))
+        assert shaped.denoise(latents, torch.tensor(5), embeds).shape == latents.shape
+
     def test_the_text_encoder_is_known_without_the_rest(self, model: FrozenPipeline, folder: Path) -> None:
         found = identify_text_encoder(ModelConfig(id=str(folder)))
         assert (found.name, found.hash) == (model.text_encoder_name, model.text_encoder_hash)

@@ -1,7 +1,12 @@
+import json
+import shutil
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import sentencepiece
 import torch
+from diffusers import DDIMScheduler
 
 from renege_ray import NegativeEmbedding
 from renege_ray.errors import UserError
@@ -10,7 +15,7 @@ from renege_ray.method.embedding import ATTENTION_MASK, PROMPT_EMBEDS
 from renege_ray.models.frozen_pipeline import FrozenPipeline
 from renege_ray.models.lora import fuse_lora
 from renege_ray.models.pixart_alpha import PixArtAlpha
-from tests.models.conformance import PROMPTS, STEPS, Conformance, W, images_of, noise
+from tests.models.conformance import PROMPTS, STEPS, Conformance, images_of, noise
 from tests.tiny import build_tiny_pixart
 
 
@@ -74,8 +79,6 @@ class TestPixArtAlpha(Conformance):
 
     def test_clipping_is_the_models_own_choice(self, model: FrozenPipeline) -> None:
         """diffusers' DDIM clips x_0 unless told otherwise; a model that says so is sampled so."""
-        from diffusers import DDIMScheduler
-
         pipeline = self.build()
         pipeline.scheduler = DDIMScheduler()
         assert pipeline.scheduler.config.clip_sample
@@ -85,7 +88,30 @@ class TestPixArtAlpha(Conformance):
         arguments = self.embedding(model, negative).for_pipeline(pipeline, PROMPTS)
         expected = self.call(pipeline, model, PROMPTS, **arguments)
         torch.testing.assert_close(images_of(clipped, PROMPTS, negative), expected, atol=1e-4, rtol=0)
-        assert W > 1
+
+    def test_files_as_the_authors_published_them(self, folder: Path, model: FrozenPipeline, tmp_path: Path) -> None:
+        """An older name of the transformer's class, and the tokenizer as a SentencePiece model alone."""
+        old = Path(shutil.copytree(folder, tmp_path / "old"))
+        index = json.loads((old / "model_index.json").read_text())
+        index["transformer"] = ["diffusers", "Transformer2DModel"]
+        (old / "model_index.json").write_text(json.dumps(index))
+        file = old / "transformer" / "config.json"
+        config = json.loads(file.read_text()) | {"_class_name": "Transformer2DModel", "double_self_attention": False}
+        file.write_text(json.dumps(config))
+        (old / "tokenizer" / "tokenizer.json").unlink()
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(["a red circle", "a red disc", "a circle"] * 20),
+            model_prefix=str(old / "tokenizer" / "spiece"), vocab_size=36, model_type="unigram", pad_id=0, eos_id=1,
+            unk_id=2, bos_id=-1, minloglevel=2, hard_vocab_limit=False,
+        )  # fmt: skip
+        loaded = self.load(old)
+        assert type(loaded.pipeline.transformer).__name__ == "PixArtTransformer2DModel"
+        latents, embeds = noise(model, 1), model.encode_prompts(["a"])
+        t = torch.tensor(500)
+        assert torch.equal(loaded.denoise(latents, t, embeds), model.denoise(latents, t, embeds))
+        masks = loaded.encode_prompts(["", "a red circle"])[..., -1].sum(dim=1)
+        assert masks[0] == 1 and 1 < masks[1] < len("a red circle"), "words are more than letters"
+        assert loaded.without_weights(old).embedding_layout == model.embedding_layout
 
     def test_no_lora(self) -> None:
         with pytest.raises(UserError, match="PixArtAlphaPipeline"):
