@@ -177,18 +177,18 @@ def identify_stored(pipeline: Any, loaded: TextEncoderIdentity) -> TextEncoderId
 
 
 def _stored(encoder: Any) -> torch.nn.Module:
-    folder = Path(getattr(encoder.config, "_name_or_path", ""))
-    for variant in (None, "fp16"):
+    source = getattr(encoder.config, "_name_or_path", "")
+    for variant in (None, "fp16") if source else ():
         try:
             found: torch.nn.Module = type(encoder).from_pretrained(
-                folder, variant=variant, dtype=torch.float32, local_files_only=True, use_safetensors=True
+                source, variant=variant, dtype=torch.float32, local_files_only=True, use_safetensors=True
             )
             return found
         except (OSError, ValueError):
             continue
     raise UserError(
-        f"the {type(encoder).__name__} was rounded to bfloat16, which hides what it was, and its files are not in "
-        f"{str(folder)!r}: load the pipeline's text encoders in float16 or float32"
+        f"the pipeline's {type(encoder).__name__} was rounded to bfloat16, which hides whose it was, and its files "
+        f"are not in {source or 'any folder'!r}: load the pipeline in float16 or float32, or from files that stay"
     )
 
 

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,11 +12,13 @@ from diffusers import (
     StableDiffusionPipeline,
 )
 
+from renege_ray import NegativeEmbedding
 from renege_ray.errors import UserError
+from renege_ray.method import EmbeddingMetadata
 from renege_ray.models.base import clamp_straight_through
 from renege_ray.models.frozen_pipeline import FrozenPipeline
 from renege_ray.models.stable_diffusion import StableDiffusion
-from renege_ray.models.text_encoder import hash_text_encoder
+from renege_ray.models.text_encoder import hash_text_encoder, identify
 from tests.models.conformance import PROMPTS, Conformance, images_of, noise
 from tests.tiny import build_tiny_pipeline, build_tiny_sd2
 
@@ -106,6 +109,21 @@ def test_decoding_is_the_pipelines_and_differentiable(tiny_pipeline: Build) -> N
     assert ((images == 0) | (images == 1)).any()  # so the clamp was at work
     (gradient,) = torch.autograd.grad(images.sum(), latents)
     assert (gradient != 0).all()
+
+
+def test_an_encoder_rounded_to_bfloat16_is_told_by_its_files(tmp_path: Path) -> None:
+    build_tiny_pipeline().save_pretrained(tmp_path / "model", variant="fp16")
+    rounded = StableDiffusionPipeline.from_pretrained(tmp_path / "model", variant="fp16", dtype=torch.bfloat16)
+    n = {"negative_prompt_embeds": torch.randn(1, 12, 16)}
+    mine = NegativeEmbedding(n, EmbeddingMetadata(identify(build_tiny_pipeline()).hash))
+    mine.for_pipeline(rounded)
+    with pytest.raises(UserError, match="learned for"):
+        NegativeEmbedding(n, EmbeddingMetadata(identify(build_tiny_pipeline(seed=1)).hash)).for_pipeline(rounded)
+    rounded.text_encoder.config._name_or_path = str(tmp_path / "gone")
+    with pytest.raises(UserError, match=r"bfloat16.*gone"):
+        mine.for_pipeline(rounded)
+    with pytest.raises(UserError, match=r"bfloat16.*any folder"):
+        mine.for_pipeline(build_tiny_pipeline().to(torch.bfloat16))
 
 
 def test_the_hash_counts_what_decides_the_output(tiny_pipeline: Build) -> None:
