@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from renege_ray.config import RunConfig
+from renege_ray.errors import UserError
 from renege_ray.global_gradient import gradient_step_indices
 from renege_ray.progress import duration
 
@@ -127,7 +128,12 @@ def _model_without_weights(config: RunConfig) -> "FrozenPipeline":
     from renege_ray.models.hub import find_folder
 
     folder = find_folder(config.model)
-    return check_family(folder, config.model.id).without_weights(folder)
+    family = check_family(folder, config.model.id)
+    try:
+        return family.without_weights(folder)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"model {config.model.id!r}: its configuration files cannot be read: {reason}") from error
 
 
 def _denoiser_flops(model: "FrozenPipeline") -> float:
