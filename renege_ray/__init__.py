@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from renege_ray.config import RunConfig, load_preset
     from renege_ray.errors import UserError
-    from renege_ray.method.embedding import NegativeEmbedding
     from renege_ray.method.guidance import guide
     from renege_ray.method.rollout import rollout
     from renege_ray.method.schedule import Schedule, make_schedule
     from renege_ray.models import load_model
+    from renege_ray.models.negative_embedding import NegativeEmbedding
     from renege_ray.rewards import load_rewards
 
 __version__ = "0.1.0"
@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 _HOME = {
-    "NegativeEmbedding": "renege_ray.method.embedding",
+    "NegativeEmbedding": "renege_ray.models.negative_embedding",
     "RunConfig": "renege_ray.config",
     "Schedule": "renege_ray.method.schedule",
     "UserError": "renege_ray.errors",

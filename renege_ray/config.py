@@ -39,6 +39,7 @@ class ModelConfig(Section):
     id: Name = Field("toy", description="'toy' (in the package), a folder in diffusers format, or a Hub id")
     revision: Name | None = Field(None, description="branch, tag or commit of a Hub id")
     variant: Name | None = Field(None, description="weights variant of a Hub id or folder, such as fp16")
+    lora: Name | None = Field(None, description="a LoRA to add to the weights: a file, a folder, or a Hub id")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
         description="of the model's arithmetic; auto is bfloat16 where the hardware has it, else float32",
@@ -260,6 +261,11 @@ class RunConfig(Section):
     tracking_uri: Name | None = Field(
         None, description="MLflow store; default: an SQLite file beside the output folder"
     )
+    memory: Literal["auto", "16gb", "24gb", "80gb"] = Field(
+        "auto",
+        description="of a worker's accelerator: how many samples it computes at once, and whether it recomputes "
+        "activations; auto is what is free (on a CPU, no limit)",
+    )
     model: ModelConfig = ModelConfig()
     prompts: PromptsConfig = PromptsConfig()
     sampling: SamplingConfig = SamplingConfig()
@@ -352,7 +358,7 @@ def write_config(config: RunConfig, folder: Path) -> Path:
 
 
 # Where a run writes, who watches it and how often it saves change nothing about what it learns.
-_WITHOUT_EFFECT = ("output_dir", "experiment", "tracking_uri", "checkpoint", "cluster")
+_WITHOUT_EFFECT = ("output_dir", "experiment", "tracking_uri", "memory", "checkpoint", "cluster")
 
 
 def has_effect(name: str) -> bool:

@@ -71,8 +71,8 @@ def parse_request(argv: Sequence[str]) -> GenerateRequest:
         "--negative",
         action="append",
         metavar="FILE|null|handwritten|TEXT",
-        help="an embedding file, null (the empty text), handwritten (the preset's first one) or any text; repeat "
-        "it to compare (default: null)",
+        help="an embedding file, null (what the pipeline takes without one), handwritten (the preset's first one) or "
+        "any text; repeat it to compare (default: null)",
     )
     add("--seed", action="append", type=_seed, metavar="N", help="of the initial noise; may be repeated (default: 0)")
     add("--preset", default="toy", metavar="NAME|FILE", help="where the settings below come from (default: toy)")
@@ -111,7 +111,7 @@ def generate(request: GenerateRequest, say: Callable[[str], None] = print) -> li
     for number, name in enumerate(request.negatives):
         negative = embeddings.get(name)
         if negative is None:
-            negative = encoded([_text(name, config)])
+            negative = model.null_embedding() if name == "null" else encoded([_text(name, config)])
         rows[_label(name, config)] = images = _in_batches(model, negative, request, encoded)
         for pair, image in zip(request.pairs, images, strict=True):
             path = folder / "images" / f"{number}_{_slug(name)}_{_slug(pair.prompt)}_{pair.seed}.png"
@@ -154,8 +154,9 @@ def _load_embeddings(request: GenerateRequest) -> dict[str, Tensor]:
     if loaded:
         encoder = identify_text_encoder(request.config.model)
         for embedding in loaded.values():
-            embedding.check_fits(*encoder.embedding_shape, encoder.hash, encoder.name)
-    return {name: embedding.prompt_embeds.float() for name, embedding in loaded.items()}
+            embedding.check_fits(encoder.layout.shapes, encoder.hash, encoder.name)
+        return {name: encoder.layout.pack(embedding.tensors) for name, embedding in loaded.items()}
+    return {}
 
 
 def _in_batches(model: TextToImage, negative: Tensor, request: GenerateRequest, encoded: EncodedPrompts) -> Tensor:
@@ -169,7 +170,7 @@ def _in_batches(model: TextToImage, negative: Tensor, request: GenerateRequest, 
 
 
 def _text(name: str, config: RunConfig) -> str:
-    return {"null": "", "handwritten": config.prompts.handwritten[0]}.get(name, name)
+    return config.prompts.handwritten[0] if name == "handwritten" else name
 
 
 def _label(name: str, config: RunConfig) -> str:

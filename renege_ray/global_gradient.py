@@ -15,6 +15,7 @@ from torch import Tensor
 from renege_ray.config import RunConfig
 from renege_ray.encoded_prompts import EncodedPrompts
 from renege_ray.errors import UserError
+from renege_ray.memory import plan_memory
 from renege_ray.method.objective import predict_x0
 from renege_ray.method.rollout import rollout
 from renege_ray.models.base import TextToImage
@@ -109,9 +110,11 @@ class GradientOfBatch:
         self._part_names = tuple(reward.names)
         group_size = config.optim.batch_size // config.optim.timestep_groups
         share = -(-group_size // workers.world_size)
-        given = config.optim.micro_batch_size
-        self._finds_size = given == "auto"
-        self.micro_batch_size = micro_batch_size or (share if given == "auto" else min(int(given), share))
+        plan = plan_memory(config, model)
+        if plan.saving:
+            model.save_memory()
+        self._finds_size = config.optim.micro_batch_size == "auto"
+        self.micro_batch_size = micro_batch_size or min(plan.micro_batch_size or share, share)
 
     def __call__(self, step: int, negative: Tensor, *, stop: bool = False) -> GlobalGradient:
         """The gradient at `negative` (1, L, D) float32 of the mean reward of global batch `step`.
@@ -185,7 +188,7 @@ class GradientOfBatch:
         if not self._finds_size or self.micro_batch_size == 1:
             raise UserError(
                 f"optim.micro_batch_size: {self.micro_batch_size} does not fit into the memory of "
-                f"{self._model.device}; use a smaller one, or 'auto' to have it found"
+                f"{self._model.device}; use a smaller one, 'auto' to have it found, or a model of smaller images"
             )
         self.micro_batch_size //= 2
         torch.cuda.empty_cache()

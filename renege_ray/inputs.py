@@ -38,7 +38,11 @@ def read_inputs(config: RunConfig) -> Inputs:
     if config.model.id != "toy":
         from renege_ray.models.hub import find_folder  # imports diffusers
 
-        find_folder(config.model.id, revision=config.model.revision, variant=config.model.variant)
+        find_folder(config.model)
+    if config.model.lora is not None:
+        from renege_ray.models.lora import check_lora  # likewise
+
+        check_lora(config.model.lora)
     notes = []
     sets = {}
     for split in ("train", "validation", "held_out"):
@@ -70,5 +74,5 @@ def _initial(config: RunConfig) -> Tensor | None:
         raise UserError(f"optim.init: {config.optim.init!r} is neither null, handwritten, nor an existing file")
     embedding = NegativeEmbedding.load(config.optim.init)
     encoder = identify_text_encoder(config.model)
-    embedding.check_fits(*encoder.embedding_shape, encoder.hash, encoder.name)
-    return embedding.prompt_embeds.float()
+    embedding.check_fits(encoder.layout.shapes, encoder.hash, encoder.name)
+    return encoder.layout.pack(embedding.tensors)

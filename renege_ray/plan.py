@@ -3,13 +3,17 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from renege_ray.config import RunConfig
+from renege_ray.errors import UserError
 from renege_ray.global_gradient import gradient_step_indices
 from renege_ray.progress import duration
+
+if TYPE_CHECKING:
+    from renege_ray.models.frozen_pipeline import FrozenPipeline
 
 
 @dataclass(frozen=True)
@@ -91,17 +95,14 @@ def _counts(cost: Cost) -> str:
 
 
 def _estimate(config: RunConfig, total: Cost) -> str:
-    """Seconds for the embedded model, which takes a moment to try; floating-point operations for a model in a
-    folder.
-    """
+    """Seconds for the embedded model, which takes a moment to try; floating-point operations for any other."""
     if config.model.id == "toy":
         seconds = _toy_pass_seconds(config) * (total.denoiser_forward + 1.1 * total.denoiser_backward)
         return f"about {duration(seconds)} (h:mm:ss or m:ss) of denoiser passes on one worker of this machine"
-    config_file = Path(config.model.id).expanduser() / "unet" / "config.json"
-    if not config_file.is_file():
-        return ""
-    flops = _denoiser_flops(config_file) * (total.denoiser_forward + 1.1 * total.denoiser_backward)
-    return f"about {flops / 1e15:.3g} PFLOP of denoiser passes"
+    model = _model_without_weights(config)
+    flops = _denoiser_flops(model) * (total.denoiser_forward + 1.1 * total.denoiser_backward)
+    layout = model.embedding_layout.describe()
+    return f"{type(model).__name__}, negative of {layout}; about {flops / 1e15:.3g} PFLOP of denoiser passes"
 
 
 def _toy_pass_seconds(config: RunConfig) -> float:
@@ -121,17 +122,25 @@ def _toy_pass_seconds(config: RunConfig) -> float:
     return (time.perf_counter() - started) / rounds / size
 
 
-def _denoiser_flops(config_file: Path) -> float:
-    """Floating-point operations of a UNet's forward pass on one image, counted without weights."""
-    import json
+def _model_without_weights(config: RunConfig) -> "FrozenPipeline":
+    """The model in a folder, or among the Hub's files, by its configuration files."""
+    from renege_ray.models.families import check_family
+    from renege_ray.models.hub import find_folder
 
-    from diffusers import UNet2DConditionModel
+    folder = find_folder(config.model)
+    family = check_family(folder, config.model.id)
+    try:
+        return family.without_weights(folder)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"model {config.model.id!r}: its configuration files cannot be read: {reason}") from error
+
+
+def _denoiser_flops(model: "FrozenPipeline") -> float:
+    """Floating-point operations of the denoiser's forward pass on one image, counted without weights."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    with torch.device("meta"), torch.no_grad():
-        unet = UNet2DConditionModel.from_config(json.loads(config_file.read_text(encoding="utf-8")))
-        size, width = unet.config.sample_size, unet.config.cross_attention_dim
-        latents = torch.empty(1, unet.config.in_channels, size, size)
-        with FlopCounterMode(display=False) as counter:
-            unet(latents, torch.empty((), dtype=torch.int64), torch.empty(1, 77, width))
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        latents, embeds = torch.empty(1, *model.latent_shape), torch.empty(1, *model.embedding_shape)
+        model.denoise(latents, torch.empty((), dtype=torch.int64), embeds)
     return float(counter.get_total_flops())

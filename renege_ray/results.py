@@ -12,6 +12,7 @@ from renege_ray.evaluate import Evaluation
 from renege_ray.image_statistics import ImageStatistics
 from renege_ray.method.ascent import Ascent
 from renege_ray.method.embedding import EmbeddingMetadata, NegativeEmbedding
+from renege_ray.models.layout import EmbeddingLayout
 from renege_ray.pictures import image_grid, save_png, text_table
 from renege_ray.train_global import REWARD, STORAGE_DTYPE, ascent_settings
 from renege_ray.training_state import TrainingState
@@ -30,6 +31,7 @@ class ModelFacts:
     text_encoder: str
     text_encoder_hash: str
     reward: str
+    layout: EmbeddingLayout
     rewards: list[dict[str, Any]]
 
 
@@ -75,7 +77,8 @@ def write_results(config: RunConfig, facts: ModelFacts, state: TrainingState, te
         (best, state.best.prompt_embeds, state.best.step),
         (last, ascent.averaged, state.step),
     ):
-        NegativeEmbedding(embedding.to(STORAGE_DTYPE), metadata_of(config, facts, step)).save(path)
+        tensors = facts.layout.unpack(embedding.to(STORAGE_DTYPE))
+        NegativeEmbedding(tensors, metadata_of(config, facts, step)).save(path)
     table = folder / "results.txt"
     table.write_text(results_table(test, state), encoding="utf-8")
     rewards = folder / "rewards.json"

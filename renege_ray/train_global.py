@@ -202,7 +202,7 @@ class _Run:
     def test(self) -> Evaluation:
         """The best embedding against the baselines, on prompts that nothing was chosen on."""
         negatives = {
-            "null": self.encoded([""]),
+            "null": self.model.null_embedding(),
             "handwritten": self.encoded([self.handwritten]),
             "global": self.best.prompt_embeds,
         }
@@ -263,8 +263,8 @@ class _Run:
     def _measure_baselines(self) -> None:
         """Null and all handwritten candidates on the validation pairs; the best one is "handwritten"."""
         candidates = {f"candidate {i}": text for i, text in enumerate(self.config.prompts.handwritten)}
-        texts = {"null": "", **candidates}
-        measured = self._evaluate({key: self.encoded([text]) for key, text in texts.items()}, self.pairs)
+        negatives = {key: self.encoded([text]) for key, text in candidates.items()}
+        measured = self._evaluate({"null": self.model.null_embedding(), **negatives}, self.pairs)
         rewards = {key: _finite_or_lowest(measured.mean(key, REWARD)) for key in candidates}
         chosen = max(rewards, key=lambda key: rewards[key])
         self.handwritten = candidates[chosen]
@@ -272,10 +272,9 @@ class _Run:
         self.baselines = measured.renamed({"null": "null", "handwritten": chosen})
 
     def _initial_embedding(self, initial: Tensor | None) -> Tensor:
-        if initial is not None:
-            return initial.float().cpu()
-        text = {"null": "", "handwritten": self.handwritten}[self.config.optim.init]
-        return self.encoded([text]).cpu()
+        if initial is None:
+            initial = self.encoded([{"null": "", "handwritten": self.handwritten}[self.config.optim.init]])
+        return self.model.starting_point(initial.float().cpu())
 
     def _validate(self) -> tuple[dict[str, float], Evaluation]:
         """Measure the embedding as it would be stored; note the best, and the point for the early stop."""

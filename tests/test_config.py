@@ -46,7 +46,7 @@ def test_defaults_are_the_papers() -> None:
 
 
 def test_every_preset_is_valid() -> None:
-    assert "toy" in preset_names()
+    assert preset_names() == ["pixart", "sd14", "sd15", "sd21", "sdxl", "toy"]
     for name in preset_names():
         assert load_preset(name).test.num_pairs >= 256
         assert len(load_preset(name).prompts.handwritten) >= 5
@@ -172,8 +172,29 @@ def test_nothing_is_guessed_where_nothing_is_alike() -> None:
 # Files
 
 
+@pytest.mark.parametrize("name", ["sd14", "sd15", "sd21", "sdxl", "pixart"])
+def test_presets_of_real_models_have_the_papers_settings(name: str) -> None:
+    config = load_preset(name)
+    assert (config.optim.lr, config.optim.steps, config.optim.batch_size) == (5e-3, 4000, 64)
+    assert (config.sampling.num_inference_steps, config.sampling.gradient_steps) == (30, (0, 10))
+    assert config.sampling.guidance_scale == 7.5 and config.optim.init == "null"
+    assert (config.rewards.train, config.rewards.held_out) == ({"hpsv2": 1.0}, ("pickscore",))
+    splits = (config.prompts.train, config.prompts.validation, config.prompts.held_out)
+    assert splits == ("imagereward-10k",) * 3
+    assert config.memory == "auto" and config.optim.micro_batch_size == "auto"
+    assert "/" in config.model.id and config.model.lora is None
+
+
+def test_memory_does_not_change_the_result() -> None:
+    small, large = (parse_config({"memory": size}) for size in ("16gb", "80gb"))
+    assert fingerprint(small) == fingerprint(large)
+    assert fingerprint(parse_config({"model": {"lora": "some/lora"}})) != fingerprint(small)
+    with pytest.raises(UserError, match=r"memory: '12gb' is not one of auto, 16gb, 24gb, 80gb"):
+        parse_config({"memory": "12gb"})
+
+
 def test_unknown_presets_are_guessed() -> None:
-    with pytest.raises(UserError, match=r"there is no preset 'toi'; did you mean toy\? known: toy"):
+    with pytest.raises(UserError, match=r"there is no preset 'toi'; did you mean toy\? known: pixart, .*, toy"):
         load_preset("toi")
 
 

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from renege_ray.errors import UserError
 from renege_ray.method.embedding import EmbeddingMetadata, NegativeEmbedding
-from renege_ray.models.stable_diffusion import hash_text_encoder
+from renege_ray.models.text_encoder import hash_text_encoder
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -111,7 +111,7 @@ def test_an_output_folder_that_cannot_be_written(nothing_starts: None, tmp_path:
 def embedding_file(folder: Path, shape: tuple[int, ...], encoder_hash: str) -> str:
     metadata = EmbeddingMetadata(text_encoder_hash=encoder_hash, text_encoder="AnotherEncoder")
     path = folder / "embedding.safetensors"
-    NegativeEmbedding(torch.zeros(shape), metadata).save(path)
+    NegativeEmbedding({"negative_prompt_embeds": torch.zeros(shape)}, metadata).save(path)
     return str(path)
 
 
@@ -170,7 +170,8 @@ def test_generate_makes_the_images_of_diffusers(model_folder: Path, tmp_path: Pa
     pipeline = StableDiffusionPipeline.from_pretrained(model_folder, safety_checker=None)
     learned = torch.randn(1, 12, 16, generator=torch.Generator().manual_seed(0)).half()
     path = tmp_path / "learned.safetensors"
-    NegativeEmbedding(learned, EmbeddingMetadata(hash_text_encoder(pipeline.text_encoder))).save(path)
+    metadata = EmbeddingMetadata(hash_text_encoder(pipeline.text_encoder))
+    NegativeEmbedding({"negative_prompt_embeds": learned}, metadata).save(path)
     out = tmp_path / "out"
     code = job("generate").main(
         ["--model", str(model_folder), "--prompt", "a fox", "--seed", "5", "--seed", "6", "--negative", "null",
@@ -212,4 +213,4 @@ def test_a_tensor_file_of_another_program(tmp_path: Path) -> None:
     """A foreign file without metadata is judged by its shape alone."""
     path = tmp_path / "foreign.safetensors"
     save_file({"negative_prompt_embeds": torch.zeros(1, 20, 128)}, path)
-    NegativeEmbedding.load(path).check_fits(20, 128, "0" * 16, "CLIPTextModel")
+    NegativeEmbedding.load(path).check_fits({"negative_prompt_embeds": (1, 20, 128)}, "0" * 16, "CLIPTextModel")

@@ -15,15 +15,19 @@ from renege_ray.early_stop import ValidationPoint, overoptimised_in_a_row, shoul
 from renege_ray.encoded_prompts import EncodedPrompts
 from renege_ray.errors import UserError
 from renege_ray.global_gradient import GradientOfBatch, gradient_step_indices, samples_of
+from renege_ray.method.embedding import NegativeEmbedding
 from renege_ray.method.objective import reward_of_prediction
 from renege_ray.method.rollout import rollout
+from renege_ray.models.families import FAMILIES
 from renege_ray.models.stable_diffusion import StableDiffusion
 from renege_ray.randomness import noise
+from renege_ray.results import ModelFacts, write_results
 from renege_ray.rewards import WeightedReward
 from renege_ray.train_global import Progress, Prompts, Result, Rewards, TrainingError, as_stored, train_global
 from renege_ray.training_state import TornCheckpointError, TrainingState, newest_intact
 from renege_ray.workers import Workers
 from tests.group import run_group
+from tests.tiny import build_tiny_pixart, build_tiny_sdxl
 
 PROMPTS = Prompts(
     train=[f"a {colour} {thing}" for colour in ("red", "green", "blue") for thing in ("cat", "dog", "cow")],
@@ -323,6 +327,42 @@ def test_initial_embeddings(model: StableDiffusion, tmp_path: Path) -> None:
     given = torch.randn(1, *model.embedding_shape)
     _, seen = train(make_config(tmp_path, optim={"steps": 1, "init": "file.safetensors"}), model, initial=given)
     assert torch.equal(seen[0].state.ascent["initial"], given)
+
+
+@pytest.mark.parametrize("build", [build_tiny_sdxl, build_tiny_pixart])
+def test_embeddings_of_several_tensors(build: Callable[[], Any], tmp_path: Path) -> None:
+    """From the start to files, and from a file on; the use case does not know what is in an embedding."""
+    pipeline = build()
+    model = FAMILIES[type(pipeline).__name__](pipeline, "tiny")
+    config = make_config(tmp_path, optim={"steps": 3})
+    result, seen = train(config, model)
+    assert result.status == "finished" and result.last.shape == (1, *model.embedding_shape)
+    first = seen[0].state.ascent["initial"]
+    assert torch.equal(first, model.starting_point(model.encode_prompts([""])))
+    facts = ModelFacts(
+        "tiny", model.text_encoder_name, model.text_encoder_hash, "channel", model.embedding_layout, rewards=[]
+    )
+    artifacts = write_results(config, facts, result.state, result.test)
+    stored = NegativeEmbedding.load(artifacts.embedding)
+    stored.check_fits(model.embedding_layout.shapes, model.text_encoder_hash, model.text_encoder_name)
+    packed = model.embedding_layout.pack(stored.tensors)
+    assert torch.equal(packed, result.best) and (packed - first).abs().max() > 1e-3
+    resumed, _ = train(config, model, resume=seen[1].state)
+    assert torch.equal(resumed.last, result.last)
+    _, seen = train(config, model, initial=packed)
+    assert torch.equal(seen[0].state.ascent["initial"], packed)
+
+
+def test_little_memory_changes_no_result(
+    model: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ample, _ = train(make_config(tmp_path), model)
+    monkeypatch.setattr(type(model), "MEMORY", (7.0, 6.0, 8))  # GiB a sample: 16 GB hold one
+    tight = make_config(tmp_path).model_copy(update={"memory": "16gb"})
+    result, _ = train(tight, model)
+    assert (ample.state.micro_batch_size, result.state.micro_batch_size) == (4, 1)
+    assert model.pipeline.unet.is_gradient_checkpointing and not model.pipeline.unet.training
+    torch.testing.assert_close(result.last, ample.last, rtol=1e-3, atol=1e-4)
 
 
 def test_torn_checkpoints_are_recognised(model: StableDiffusion, tmp_path: Path) -> None:

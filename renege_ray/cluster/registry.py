@@ -33,7 +33,7 @@ def log_and_register(
     """Store an embedding file with the code that hands it out, and register it as a new version.
 
     Args:
-        embedding: a safetensors file of one tensor (1, L, D).
+        embedding: its safetensors file.
         metadata: shown with the model and with its version, and found in the loaded model's metadata.
         step: the training step that the embedding is from.
 

@@ -16,6 +16,7 @@ from renege_ray.cluster.train_worker import EVALUATION_FILE, TrainJob, train_loo
 from renege_ray.config import RunConfig, to_mapping, write_config
 from renege_ray.evaluate import Evaluation, make_pairs
 from renege_ray.inputs import Inputs, read_inputs
+from renege_ray.models.layout import EmbeddingLayout
 from renege_ray.output import check_output_dir, make_output_dir
 from renege_ray.plan import describe_plan
 from renege_ray.results import Artifacts, ModelFacts, metadata_of, write_results
@@ -163,7 +164,8 @@ def _keep_results(
     log: RunLog,
 ) -> None:
     """Write embeddings, table and picture from the final checkpoint; tell MLflow; print the last lines."""
-    facts = ModelFacts(**{field.name: outcome[field.name] for field in fields(ModelFacts)})
+    known = outcome | {"layout": EmbeddingLayout(**outcome["layout"])}
+    facts = ModelFacts(**{field.name: known[field.name] for field in fields(ModelFacts)})
     with store.folder(f"{attempt}/{outcome['checkpoint']}") as folder:
         state = TrainingState.load(folder)
         pairs = make_pairs(inputs.prompts.held_out, config.test.num_pairs, config.seed)

@@ -4,7 +4,7 @@ checkpoints.
 
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -175,6 +175,7 @@ class _Reporter:
             f"{workers.world_size} worker(s) with {torch.get_num_threads()} thread(s) on {model.device.type}"
             f" ({str(model.dtype).removeprefix('torch.')}); training {where}"
         )
+        self._mailbox.post(f"{model.name} ({type(model).__name__}); negative of {model.embedding_layout.describe()}")
         cut = model.count_truncated(list(job.prompts.train))
         if cut:
             self._mailbox.post(f"{cut} training prompts are too long for the text encoder and are cut")
@@ -239,6 +240,7 @@ def _outcome(result: Result, model: TextToImage, rewards: Rewards) -> dict[str, 
         "text_encoder": model.text_encoder_name,
         "text_encoder_hash": model.text_encoder_hash,
         "reward": rewards.train.name,
+        "layout": asdict(model.embedding_layout),
     }
 
 

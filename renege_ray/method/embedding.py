@@ -1,9 +1,10 @@
-"""The negative embedding as a thing that is stored and loaded: n of shape (1, L, D), and where it came from.
+"""The negative embedding as a thing that is stored and loaded: its tensors, and where they came from.
 
-Files are safetensors with one tensor and the metadata as strings in the header, so that plain code can use
-them:
+What a negative is made of depends on the model: n of shape (1, L, D) for all, and for some a pooled embedding
+or an attention mask. The tensors go by the names of diffusers' own keyword arguments, in memory as in files
+(safetensors, with the metadata as strings in the header), so that plain code can use them:
 
-    pipe(prompt, negative_prompt_embeds=safetensors.torch.load_file(path)["negative_prompt_embeds"])
+    pipe(prompt, **safetensors.torch.load_file(path))
 
 Other people's `.bin` and `.pt` files are read too, by torch's unpickler that knows nothing but tensors: no
 code in a file is ever run.
@@ -11,8 +12,10 @@ code in a file is ever run.
 
 import os
 import pickle
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Self
 
 import safetensors.torch
 import torch
@@ -21,7 +24,11 @@ from torch import Tensor
 
 from renege_ray.errors import UserError
 
-TENSOR_NAME = "negative_prompt_embeds"
+PROMPT_EMBEDS = "negative_prompt_embeds"
+POOLED_EMBEDS = "negative_pooled_prompt_embeds"
+ATTENTION_MASK = "negative_prompt_attention_mask"
+# The shape of each tensor in words; the first is in every embedding.
+SHAPES = {PROMPT_EMBEDS: ("1", "tokens", "width"), POOLED_EMBEDS: ("1", "width"), ATTENTION_MASK: ("1", "tokens")}
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth")
 
 
@@ -70,27 +77,37 @@ class EmbeddingMetadata:
 
 @dataclass(frozen=True)
 class NegativeEmbedding:
-    """A negative embedding n and its metadata.
+    """A negative embedding and its metadata.
 
     Attributes:
-        prompt_embeds: n, (1, L, D), in the floating type that it is stored in, finite.
+        tensors: by diffusers' names. `negative_prompt_embeds` is n, (1, L, D), in the floating type that it is
+            stored in; beside it there may be `negative_pooled_prompt_embeds`, (1, P), floating too, and
+            `negative_prompt_attention_mask`, (1, L), of any type of numbers. All are finite.
         metadata: where it came from.
 
     Raises:
-        UserError: n has another shape, is not of a floating type, or is not finite.
+        UserError: a tensor is missing, is not known, has another shape or type, or is not finite.
     """
 
-    prompt_embeds: Tensor
+    tensors: Mapping[str, Tensor]
     metadata: EmbeddingMetadata
 
     def __post_init__(self) -> None:
-        n = self.prompt_embeds
-        if n.ndim != 3 or n.shape[0] != 1 or n.numel() == 0:
-            raise UserError(f"negative embedding has shape {tuple(n.shape)}: want (1, tokens, width)")
-        if n.layout != torch.strided or not n.is_floating_point():
-            raise UserError(f"negative embedding is a {n.layout} tensor of {n.dtype}: want dense floats")
-        if not torch.isfinite(n).all():
-            raise UserError("negative embedding holds NaN or infinite values: learn it again")
+        if PROMPT_EMBEDS not in self.tensors or not self.tensors.keys() <= SHAPES.keys():
+            raise UserError(
+                f"negative embedding of the tensors {sorted(self.tensors)[:4]}: want {PROMPT_EMBEDS}, and beside "
+                f"it nothing but {POOLED_EMBEDS} and {ATTENTION_MASK}"
+            )
+        for name, tensor in self.tensors.items():
+            _check(name, tensor)
+        mask, length = self.tensors.get(ATTENTION_MASK), self.prompt_embeds.shape[1]
+        if mask is not None and mask.shape[1] != length:
+            raise UserError(f"negative embedding of {length} tokens has an attention mask of {mask.shape[1]}")
+
+    @property
+    def prompt_embeds(self) -> Tensor:
+        """n, (1, L, D), as it is stored."""
+        return self.tensors[PROMPT_EMBEDS]
 
     def as_batch(self, size: int) -> Tensor:
         """n in float32 as one row for each of `size` samples, (size, L, D), without a copy of the rows.
@@ -99,19 +116,22 @@ class NegativeEmbedding:
         """
         return self.prompt_embeds.float().expand(size, -1, -1)
 
-    def check_fits(self, length: int, width: int, text_encoder_hash: str, text_encoder: str) -> None:
-        """Check that n belongs to a text encoder of L = `length`, D = `width`.
+    def check_fits(self, shapes: Mapping[str, tuple[int, ...]], text_encoder_hash: str, text_encoder: str) -> None:
+        """Check that the embedding belongs to a model whose negative has these `shapes`, {name: shape}.
 
-        An embedding whose own encoder is not known (a foreign file) is judged by its shape alone.
+        An embedding whose own encoder is not known (a foreign file) is judged by its shapes alone, and needs no
+        attention mask.
 
         Raises:
             UserError: another shape or another encoder; both are named.
         """
-        have, mine = tuple(self.prompt_embeds.shape[1:]), self.metadata
-        if have != (length, width):
+        mine = self.metadata
+        have = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+        wanted = {name: shape for name, shape in shapes.items() if name in have or name != ATTENTION_MASK}
+        if have != wanted:
             raise UserError(
-                f"negative embedding of shape {have} (text encoder {mine.text_encoder or 'not known'}) does "
-                f"not fit the model's text encoder {text_encoder} of shape {(length, width)}: "
+                f"negative embedding of shape {_in_words(have)} (text encoder {mine.text_encoder or 'not known'}) "
+                f"does not fit the model's text encoder {text_encoder} of shape {_in_words(wanted)}: "
                 "use one that was learned for it"
             )
         if mine.text_encoder_hash and mine.text_encoder_hash != text_encoder_hash:
@@ -130,7 +150,7 @@ class NegativeEmbedding:
         target = Path(path)
         if target.suffix != ".safetensors":
             raise UserError(f"cannot save an embedding as {target}: the name must end in .safetensors")
-        tensors = {TENSOR_NAME: self.prompt_embeds.detach().cpu().contiguous()}
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
         data = safetensors.torch.save(tensors, self.metadata.to_header())
         temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         try:
@@ -145,39 +165,66 @@ class NegativeEmbedding:
             raise UserError(f"cannot write the negative embedding {target}: {reason}") from error
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "NegativeEmbedding":
-        """Read a safetensors file with one tensor, or another program's `.bin` / `.pt` / `.pth`.
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a safetensors file, or another program's `.bin` / `.pt` / `.pth` of one tensor.
 
-        A tensor of shape (L, D) is taken as (1, L, D). The tensor stays on the CPU, in the type that it is
-        stored in.
+        A file's only tensor is n, whatever its name. One of shape (L, D) is taken as (1, L, D). The tensors stay
+        on the CPU, in the types that they are stored in.
 
         Raises:
-            UserError: the file is missing, damaged, of an unknown kind, more than one tensor, or not an
-                embedding.
+            UserError: the file is missing, damaged, of an unknown kind, or not an embedding.
         """
         source = Path(path)
         if not source.is_file():
             raise UserError(f"negative embedding {source}: no such file")
         try:
             if source.suffix == ".safetensors":
-                tensor, metadata = _read_safetensors(source)
+                tensors, metadata = _read_safetensors(source)
             elif source.suffix in PICKLE_SUFFIXES:
-                tensor, metadata = _read_pickled_tensor(source), EmbeddingMetadata(text_encoder_hash="")
+                tensors = {PROMPT_EMBEDS: _read_pickled_tensor(source)}
+                metadata = EmbeddingMetadata(text_encoder_hash="")
             else:
                 raise UserError(f"unknown kind {source.suffix!r}: use .safetensors, .bin, .pt or .pth")
-            return cls(tensor.unsqueeze(0) if tensor.ndim == 2 else tensor, metadata)
+            n = tensors.get(PROMPT_EMBEDS)
+            if n is not None and n.ndim == 2:
+                tensors[PROMPT_EMBEDS] = n.unsqueeze(0)
+            return cls(tensors, metadata)
         except (UserError, OSError) as error:
             raise UserError(f"negative embedding {source}: {error}") from error
 
 
-def _read_safetensors(source: Path) -> tuple[Tensor, EmbeddingMetadata]:
-    """The one tensor of a safetensors file and its header."""
+def _check(name: str, tensor: Tensor) -> None:
+    """Shape, type and values of one tensor of an embedding."""
+    what = "negative embedding" if name == PROMPT_EMBEDS else f"negative embedding's {name}"
+    shape = SHAPES[name]
+    if tensor.ndim != len(shape) or tensor.shape[0] != 1 or tensor.numel() == 0:
+        raise UserError(f"{what} has shape {tuple(tensor.shape)}: want ({', '.join(shape)})")
+    if tensor.layout != torch.strided or not (tensor.is_floating_point() or name == ATTENTION_MASK):
+        raise UserError(f"{what} is a {tensor.layout} tensor of {tensor.dtype}: want dense floats")
+    if not torch.isfinite(tensor).all():
+        raise UserError(f"{what} holds NaN or infinite values: learn it again")
+
+
+def _in_words(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """The shape of n without its leading 1, and those of the other tensors by name."""
+    others = (f"{name} {shape[1:]}" for name, shape in sorted(shapes.items()) if name != PROMPT_EMBEDS)
+    return " with ".join([str(shapes[PROMPT_EMBEDS][1:]), *others])
+
+
+def _read_safetensors(source: Path) -> tuple[dict[str, Tensor], EmbeddingMetadata]:
+    """The tensors of a safetensors file and its header; a tensor that is alone is n."""
     try:
         with safe_open(source, framework="pt") as file:
             names = list(file.keys())
-            if len(names) != 1:
-                raise UserError(f"holds {len(names)} tensors {sorted(names)[:4]}: want exactly one")
-            return file.get_tensor(names[0]), EmbeddingMetadata.from_header(file.metadata() or {})
+            if len(names) == 1 and names[0] not in SHAPES:
+                tensors = {PROMPT_EMBEDS: file.get_tensor(names[0])}
+            elif set(names) <= SHAPES.keys():
+                tensors = {name: file.get_tensor(name) for name in names}
+            else:
+                raise UserError(
+                    f"holds {len(names)} tensors {sorted(names)[:4]}: want exactly one, or {', '.join(SHAPES)}"
+                )
+            return tensors, EmbeddingMetadata.from_header(file.metadata() or {})
     except UserError:
         raise
     except (SafetensorError, ValueError) as error:

@@ -52,7 +52,8 @@ def predict_x0(
     with torch.no_grad():
         e_c = denoiser(x_t, t, prompt_embeds)
     e_n = denoiser(x_t, t, match_batch(negative_prompt_embeds, prompt_embeds))
-    x0, _ = predict_x0_and_noise(guide(e_n, e_c, guidance_scale), x_t, alpha, schedule.prediction_type)
+    output = guide(e_n, e_c, guidance_scale)
+    x0, _ = predict_x0_and_noise(output, x_t, alpha, schedule.prediction_type, schedule.clip_range)
     return x0
 
 

@@ -81,7 +81,7 @@ def rollout(
             kept[i] = x
         e_n, e_c = denoiser(torch.cat([x, x]), schedule.timesteps[i], embeds).chunk(2)
         output = guide(e_n, e_c, guidance_scale)
-        x0, noise = predict_x0_and_noise(output, x, schedule.alphas[i], schedule.prediction_type)
+        x0, noise = predict_x0_and_noise(output, x, schedule.alphas[i], schedule.prediction_type, schedule.clip_range)
         x = ddim_step(x0, noise, schedule.previous_alphas[i])
     if stop in keep:
         kept[stop] = x

@@ -32,12 +32,14 @@ class Schedule:
         alphas: a at t_i, (T,) float64.
         previous_alphas: a' that step i leads to, (T,) float64.
         prediction_type: what the model's output means.
+        clip_range: x_0 is kept within plus and minus this; None where it is not (latent models, as a rule).
     """
 
     timesteps: Tensor
     alphas: Tensor
     previous_alphas: Tensor
     prediction_type: PredictionType
+    clip_range: float | None = None
 
     def __len__(self) -> int:
         """T, the number of steps."""
@@ -52,6 +54,7 @@ def make_schedule(
     timestep_spacing: str,
     steps_offset: int,
     set_alpha_to_one: bool,
+    clip_range: float | None = None,
 ) -> Schedule:
     """Choose T of the N training timesteps, exactly as diffusers' DDIMScheduler does.
 
@@ -62,6 +65,7 @@ def make_schedule(
         timestep_spacing: "leading", "trailing" or "linspace" (Lin et al. 2023, Table 2).
         steps_offset: added to every timestep under "leading".
         set_alpha_to_one: whether the last step leads to a' = 1 (a clean image) or to a_0.
+        clip_range: bound of x_0, if there is one.
 
     Raises:
         UserError: T outside 1..N, an unknown type or spacing, an offset that leaves the schedule, or a model
@@ -93,6 +97,7 @@ def make_schedule(
         alphas=alphas,
         previous_alphas=torch.stack([alphas_cumprod[t] if t >= 0 else final_alpha for t in targets]),
         prediction_type=prediction_type,  # type: ignore[arg-type]  # checked above
+        clip_range=clip_range,
     )
 
 
@@ -113,7 +118,11 @@ def _timesteps(training_steps: int, steps: int, spacing: str, offset: int) -> li
 
 
 def predict_x0_and_noise(
-    model_output: Tensor, latents: Tensor, alpha: Tensor, prediction_type: PredictionType
+    model_output: Tensor,
+    latents: Tensor,
+    alpha: Tensor,
+    prediction_type: PredictionType,
+    clip_range: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Eq. 6: the clean latents and the noise that the model's output implies at x_t.
 
@@ -126,16 +135,19 @@ def predict_x0_and_noise(
         latents: x_t, (B, C, H, W).
         alpha: a, a scalar.
         prediction_type: which of the three.
+        clip_range: bound of x_0, if there is one; e is left as it is.
 
     Returns:
         (x_0, e), both (B, C, H, W).
     """
     signal, sigma = alpha.sqrt(), (1 - alpha).sqrt()
     if prediction_type == "epsilon":
-        return (latents - sigma * model_output) / signal, model_output
-    if prediction_type == "v_prediction":
-        return signal * latents - sigma * model_output, signal * model_output + sigma * latents
-    return model_output, (latents - signal * model_output) / sigma
+        x0, noise = (latents - sigma * model_output) / signal, model_output
+    elif prediction_type == "v_prediction":
+        x0, noise = signal * latents - sigma * model_output, signal * model_output + sigma * latents
+    else:
+        x0, noise = model_output, (latents - signal * model_output) / sigma
+    return x0 if clip_range is None else x0.clamp(-clip_range, clip_range), noise
 
 
 def ddim_step(x0: Tensor, noise: Tensor, previous_alpha: Tensor) -> Tensor:

@@ -20,25 +20,16 @@ def load_model(config: "ModelConfig", device: torch.device | str | None = None) 
         device: where to; the first CUDA device if there is one and none is given, else the CPU.
 
     Raises:
-        UserError: the model cannot be found or loaded.
+        UserError: the model cannot be found or loaded, is of no supported family, or makes no use of a negative.
     """
     # diffusers takes seconds to import: only when a model is wanted.
-    from renege_ray.models.stable_diffusion import StableDiffusion
+    from renege_ray.models.families import FAMILIES
+    from renege_ray.models.hub import load_pipeline
 
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    dtype = choose_dtype(config.dtype, device)
-    if config.id == "toy":
-        from renege_ray.models.toy import pipeline
-
-        return StableDiffusion(pipeline(), "toy", dtype=dtype, device=device, compile=config.compile)
-    return StableDiffusion.from_pretrained(
-        config.id,
-        dtype=dtype,
-        device=device,
-        revision=config.revision,
-        variant=config.variant,
-        compile=config.compile,
-    )
+    pipeline, name = load_pipeline(config)
+    family = FAMILIES[type(pipeline).__name__]
+    return family(pipeline, name, dtype=choose_dtype(config.dtype, device), device=device, compile=config.compile)
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from renege_ray.method.schedule import Schedule
+from renege_ray.models.layout import EmbeddingLayout
 
 
 class TextToImage(Protocol):
@@ -36,8 +37,13 @@ class TextToImage(Protocol):
         ...
 
     @property
+    def embedding_layout(self) -> EmbeddingLayout:
+        """What an embedding is made of; everywhere else it is one packed tensor."""
+        ...
+
+    @property
     def embedding_shape(self) -> tuple[int, int]:
-        """(L, D) of a text embedding."""
+        """(L', D') of a packed text embedding, called (L, D) wherever it does not matter what is in it."""
         ...
 
     @property
@@ -54,6 +60,14 @@ class TextToImage(Protocol):
         """c, (B, L, D) float32, without a gradient; prompts that are too long are cut."""
         ...
 
+    def null_embedding(self) -> Tensor:
+        """The negative that the family's pipeline takes where it is given none, (1, L, D) float32."""
+        ...
+
+    def starting_point(self, embedding: Tensor) -> Tensor:
+        """An embedding to learn from, (1, L, D), that acts as `embedding` and gives each token its own gradient."""
+        ...
+
     def count_truncated(self, prompts: Sequence[str]) -> int:
         """How many of the prompts are too long for the text encoder."""
         ...
@@ -68,6 +82,14 @@ class TextToImage(Protocol):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, C, H, W) -> images (B, 3, height, width) in [0, 1], differentiable."""
+        ...
+
+    def save_memory(self) -> None:
+        """From now on, keep fewer activations for the backward pass; results stay as they are."""
+        ...
+
+    def gradient_memory(self, *, saving: bool) -> float:
+        """About how many GiB one sample of the gradient step takes, before and after `save_memory`."""
         ...
 
 

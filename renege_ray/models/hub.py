@@ -1,81 +1,107 @@
 """Finding a diffusers model in a folder or on the Hugging Face Hub, and saying plainly why there is none."""
 
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
-from huggingface_hub import constants
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
+from renege_ray.config import ModelConfig
 from renege_ray.errors import UserError
+from renege_ray.models.families import FAMILIES, INDEX, check_family
+from renege_ray.models.hub_errors import first_line, why_not
+from renege_ray.models.lora import fuse_lora
 
-# The base of all errors of the HTTP client, whichever one the Hub's library uses: it has changed before.
-HTTPError: type[BaseException] = HfHubHTTPError.__bases__[0]
-INDEX = "model_index.json"
+TOY = "toy"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 # No images but the model's own: the checker would paint some black, and rewards would judge the paint.
 WITHOUT_CHECKER = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+# Enough to say whether a model is supported, before gigabytes are downloaded.
+SMALL_FILES = [INDEX, "*/config.json", "*/scheduler_config.json"]
 LOCAL_HINT = "or give a local folder in diffusers' format (one with model_index.json)"
 
 
-def find_folder(model: str, *, revision: str | None, variant: str | None) -> Path:
-    """The folder of a model: `model` itself, or where the Hub's files lie once they are downloaded.
+def load_pipeline(config: ModelConfig, *, text_only: bool = False) -> tuple[Any, str]:
+    """The pipeline of a configuration, in float32 on the CPU, with its LoRA fused; and what to call it.
+
+    Args:
+        config: the `model` section.
+        text_only: leave out the denoiser and the VAE, which are most of a model.
 
     Raises:
-        UserError: it cannot be found; the message names the file or the id and says what to do.
+        UserError: no such folder or model, a file is missing or damaged, or the Hub cannot be reached.
     """
+    from renege_ray.models.toy import PIPELINE_FOLDER  # which imports this module
+
+    folder = PIPELINE_FOLDER if config.id == TOY else find_folder(config)
+    pipeline = read_pipeline(folder, config.id, variant=config.variant, text_only=text_only)
+    # The name goes into stored metadata, where the path of one machine would mean nothing.
+    name = folder.resolve().name if is_local(config.id) and config.id != TOY else config.id
+    if config.lora is not None:
+        fuse_lora(pipeline, config.lora)
+        name += f" + {Path(config.lora).stem if Path(config.lora).exists() else config.lora}"
+    return pipeline, name
+
+
+def find_folder(config: ModelConfig) -> Path:
+    """The folder of a model: the one that is named, or where the Hub's files lie once they are downloaded.
+
+    Raises:
+        UserError: it cannot be found, or makes no use of a negative; the message names the file or the id and says
+            what to do.
+    """
+    model, revision = config.id, config.revision
     path = Path(model).expanduser()
     if path.is_dir():
-        return _check_index(path)
+        check_family(path, model)
+        return path
     if path.exists():
         raise UserError(f"model {model!r} is a file: give the folder in diffusers' format (one with {INDEX})")
     if not HUB_ID.fullmatch(model):
         raise UserError(f"model {model!r}: no such folder; give one in diffusers' format (with {INDEX}), or a Hub id")
     try:
-        folder = StableDiffusionPipeline.download(
-            model, revision=revision, variant=variant, use_safetensors=True, **WITHOUT_CHECKER
+        check_family(Path(snapshot_download(model, revision=revision, allow_patterns=SMALL_FILES)), model)
+        return Path(
+            DiffusionPipeline.download(
+                model, revision=revision, variant=config.variant, use_safetensors=True, **WITHOUT_CHECKER
+            )
         )
+    except UserError:
+        raise
     except Exception as error:  # of the Hub, of its HTTP client, of diffusers: all say that there is no model
-        raise UserError(f"model {model!r} {_why(error, revision)}, {LOCAL_HINT}") from error
-    return _check_index(Path(folder))
+        raise UserError(f"model {model!r} {why_not(error, revision)}, {LOCAL_HINT}") from error
 
 
-def read_pipeline(folder: Path, model: str, *, variant: str | None) -> StableDiffusionPipeline:
+def read_pipeline(folder: Path, model: str, *, variant: str | None, text_only: bool = False) -> Any:
     """The pipeline of a folder, in float32, from safetensors files only.
 
     Raises:
         UserError: a file is missing or damaged.
     """
+    family = check_family(folder, model)
+    options = dict(WITHOUT_CHECKER) if family is FAMILIES["StableDiffusionPipeline"] else {}
+    if text_only:
+        options |= {family.DENOISER: None, "vae": None}
     try:
         with _no_progress_bars():
-            return StableDiffusionPipeline.from_pretrained(
+            return DiffusionPipeline.from_pretrained(
                 folder,
                 variant=variant,
                 use_safetensors=True,
                 local_files_only=True,
                 dtype=torch.float32,
-                **WITHOUT_CHECKER,
+                **options,
             )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, SafetensorError) as error:
         raise UserError(
-            f"model {model!r} cannot be loaded from {folder}: {reason} (only safetensors files are read)"
+            f"model {model!r} cannot be loaded from {folder}: {first_line(error)} (only safetensors files are read)"
         ) from error
 
 
@@ -95,46 +121,3 @@ def _no_progress_bars() -> Iterator[None]:
 def is_local(model: str) -> bool:
     """Whether a model is named by its folder."""
     return Path(model).expanduser().is_dir()
-
-
-def _check_index(folder: Path) -> Path:
-    index = folder / INDEX
-    if not index.is_file():
-        raise UserError(f"model folder {folder} has no file {INDEX}: give a folder in diffusers' format")
-    try:
-        kind = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"model file {index} is damaged ({error}): export or download the model again") from error
-    if kind != "StableDiffusionPipeline":
-        raise UserError(f"model folder {folder} holds a {kind}: only StableDiffusionPipeline is supported")
-    return folder
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _why(error: BaseException, revision: str | None) -> str:
-    """What went wrong, from the chain of causes: diffusers hides the Hub's own error behind an OSError."""
-    causes = list(_causes(error))
-
-    def is_any(*kinds: type[BaseException]) -> bool:
-        return any(isinstance(cause, kinds) for cause in causes)
-
-    absent = f"is neither a folder nor whole in the Hub's cache ({INDEX} and what it names)"
-    if is_any(OfflineModeIsEnabled) or constants.HF_HUB_OFFLINE:
-        return f"{absent}, and HF_HUB_OFFLINE is set: unset it"
-    if is_any(GatedRepoError):
-        return "is gated: accept its conditions on the Hub and log in with `hf auth login`"
-    if is_any(RevisionNotFoundError):
-        return f"has no revision {revision!r} on the Hub: check model.revision"
-    if is_any(RepositoryNotFoundError, HFValidationError):
-        return "is neither a folder nor a model of the Hub (or it is private): check the spelling"
-    if is_any(EntryNotFoundError) and not is_any(LocalEntryNotFoundError):
-        return f"has no {INDEX} on the Hub: give a model in diffusers' format"
-    if is_any(ConnectionError, LocalEntryNotFoundError, HTTPError) or "cached locally" in str(error):
-        return f"{absent}, and the Hub cannot be reached: connect"
-    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return f"cannot be downloaded ({first}): check model.id, model.variant"

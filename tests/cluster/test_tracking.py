@@ -55,7 +55,8 @@ def start(output_dir: Path, uri: str | None) -> RunLog:
 
 def write_embedding(path: Path) -> NegativeEmbedding:
     tensor = torch.randn(1, 5, 8, generator=torch.Generator().manual_seed(0))
-    embedding = NegativeEmbedding(tensor, EmbeddingMetadata(text_encoder_hash="abc", base_model="toy", reward="toy"))
+    metadata = EmbeddingMetadata(text_encoder_hash="abc", base_model="toy", reward="toy")
+    embedding = NegativeEmbedding({"negative_prompt_embeds": tensor}, metadata)
     embedding.save(path)
     return embedding
 

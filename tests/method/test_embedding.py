@@ -26,6 +26,14 @@ FULL = EmbeddingMetadata(
 )
 
 
+def alone(n: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {"negative_prompt_embeds": n}
+
+
+def alone_of(length: int, width: int) -> dict[str, tuple[int, ...]]:
+    return {"negative_prompt_embeds": (1, length, width)}
+
+
 def tensor(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
 
@@ -34,7 +42,7 @@ def tensor(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 @pytest.mark.parametrize("metadata", [FULL, EmbeddingMetadata(text_encoder_hash="ab")])
 def test_round_trip(tmp_path: Path, dtype: torch.dtype, metadata: EmbeddingMetadata) -> None:
     path = tmp_path / "n.safetensors"
-    saved = NegativeEmbedding(tensor(1, 4, 6, dtype=dtype), metadata)
+    saved = NegativeEmbedding(alone(tensor(1, 4, 6, dtype=dtype)), metadata)
     saved.save(path)
     loaded = NegativeEmbedding.load(path)
     assert loaded.metadata == metadata
@@ -48,13 +56,13 @@ def test_round_trip(tmp_path: Path, dtype: torch.dtype, metadata: EmbeddingMetad
 def test_what_is_saved_is_detached_and_contiguous(tmp_path: Path) -> None:
     path = tmp_path / "n.safetensors"
     n = tensor(1, 6, 4).transpose(1, 2).requires_grad_()
-    NegativeEmbedding(n, FULL).save(path)
+    NegativeEmbedding(alone(n), FULL).save(path)
     assert torch.equal(NegativeEmbedding.load(path).prompt_embeds, n.detach())
 
 
 def test_a_failed_save_leaves_the_old_file_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "n.safetensors"
-    old, new = NegativeEmbedding(tensor(1, 4, 6), FULL), NegativeEmbedding(tensor(1, 4, 6) + 1, FULL)
+    old, new = NegativeEmbedding(alone(tensor(1, 4, 6)), FULL), NegativeEmbedding(alone(tensor(1, 4, 6) + 1), FULL)
     old.save(path)
 
     def full_disk(descriptor: int) -> None:
@@ -72,7 +80,7 @@ def test_a_failed_save_leaves_the_old_file_whole(tmp_path: Path, monkeypatch: py
 
 
 def test_where_it_cannot_be_saved(tmp_path: Path) -> None:
-    embedding = NegativeEmbedding(tensor(1, 4, 6), FULL)
+    embedding = NegativeEmbedding(alone(tensor(1, 4, 6)), FULL)
     with pytest.raises(UserError, match=r"\.safetensors"):
         embedding.save(tmp_path / "n.bin")
     with pytest.raises(UserError, match="cannot write"):
@@ -106,7 +114,7 @@ def test_the_released_embedding() -> None:
         pytest.skip(f"{RELEASED} is not here")
     embedding = NegativeEmbedding.load(RELEASED)
     assert embedding.prompt_embeds.shape == (1, 77, 768)
-    embedding.check_fits(77, 768, "0123456789abcdef", "CLIP ViT-L/14")
+    embedding.check_fits({"negative_prompt_embeds": (1, 77, 768)}, "0123456789abcdef", "CLIP ViT-L/14")
 
 
 class Malicious:
@@ -165,7 +173,7 @@ def test_missing_unknown_and_damaged_files(tmp_path: Path) -> None:
     refuse("missing.safetensors", None, "no such file")
     refuse("n.ckpt", b"data", "unknown kind")
     good = tmp_path / "good.safetensors"
-    NegativeEmbedding(tensor(1, 4, 6), FULL).save(good)
+    NegativeEmbedding(alone(tensor(1, 4, 6)), FULL).save(good)
     data = good.read_bytes()
     refuse("empty.safetensors", b"", "damaged")
     refuse("noise.safetensors", os.urandom(200), "damaged")
@@ -208,19 +216,80 @@ def test_values_that_are_not_finite(tmp_path: Path, value: float) -> None:
     with pytest.raises(UserError, match="NaN or infinite"):
         NegativeEmbedding.load(tmp_path / "n.safetensors")
     with pytest.raises(UserError, match="NaN or infinite"):
-        NegativeEmbedding(n, FULL)
+        NegativeEmbedding(alone(n), FULL)
 
 
 def test_whole_numbers_are_no_embedding() -> None:
     with pytest.raises(UserError, match="int64"):
-        NegativeEmbedding(torch.ones(1, 4, 6, dtype=torch.int64), FULL)
+        NegativeEmbedding(alone(torch.ones(1, 4, 6, dtype=torch.int64)), FULL)
 
 
 def test_an_embedding_of_another_encoder_is_refused_and_both_are_named() -> None:
-    embedding = NegativeEmbedding(tensor(1, 4, 6), FULL)
-    embedding.check_fits(4, 6, FULL.text_encoder_hash, "mine")
+    embedding = NegativeEmbedding(alone(tensor(1, 4, 6)), FULL)
+    embedding.check_fits(alone_of(4, 6), FULL.text_encoder_hash, "mine")
     with pytest.raises(UserError, match=r"\(4, 6\).*width 6.*mine.*\(77, 768\)"):
-        embedding.check_fits(77, 768, FULL.text_encoder_hash, "mine")
+        embedding.check_fits(alone_of(77, 768), FULL.text_encoder_hash, "mine")
     with pytest.raises(UserError, match=r"width 6.*0123456789abcdef.*mine.*other"):
-        embedding.check_fits(4, 6, "other", "mine")
-    NegativeEmbedding(tensor(1, 4, 6), replace(FULL, text_encoder_hash="")).check_fits(4, 6, "other", "mine")
+        embedding.check_fits(alone_of(4, 6), "other", "mine")
+    NegativeEmbedding(alone(tensor(1, 4, 6)), replace(FULL, text_encoder_hash="")).check_fits(
+        alone_of(4, 6), "other", "mine"
+    )
+
+
+SEVERAL = {
+    "negative_prompt_embeds": tensor(1, 4, 6),
+    "negative_pooled_prompt_embeds": tensor(1, 5).half(),
+    "negative_prompt_attention_mask": torch.tensor([[1, 1, 0, 1]]),
+}
+
+
+def test_several_tensors_by_the_names_of_diffusers(tmp_path: Path) -> None:
+    path = tmp_path / "n.safetensors"
+    NegativeEmbedding(SEVERAL, FULL).save(path)
+    plain, loaded = load_file(path), NegativeEmbedding.load(path)
+    assert plain.keys() == loaded.tensors.keys() == SEVERAL.keys() and loaded.metadata == FULL
+    for name, tensor_ in SEVERAL.items():
+        assert loaded.tensors[name].dtype == tensor_.dtype
+        assert torch.equal(loaded.tensors[name], tensor_) and torch.equal(plain[name], tensor_)
+    assert torch.equal(loaded.prompt_embeds, SEVERAL["negative_prompt_embeds"])
+    shapes = {name: tuple(tensor_.shape) for name, tensor_ in SEVERAL.items()}
+    loaded.check_fits(shapes, FULL.text_encoder_hash, "mine")
+
+
+def test_the_shape_of_every_tensor_is_compared() -> None:
+    shapes = {name: tuple(tensor_.shape) for name, tensor_ in SEVERAL.items()}
+    embedding = NegativeEmbedding(SEVERAL, replace(FULL, text_encoder_hash=""))
+    with pytest.raises(UserError, match=r"pooled_prompt_embeds \(5,\).*mine.*pooled_prompt_embeds \(7,\)"):
+        embedding.check_fits(shapes | {"negative_pooled_prompt_embeds": (1, 7)}, "other", "mine")
+    with pytest.raises(UserError, match=r"pooled_prompt_embeds \(5,\).*mine of shape \(4, 6\):"):
+        embedding.check_fits(alone_of(4, 6), "other", "mine")
+    without = {name: tensor_ for name, tensor_ in SEVERAL.items() if "mask" not in name}
+    NegativeEmbedding(without, embedding.metadata).check_fits(shapes, "other", "mine")
+    with pytest.raises(UserError, match=r"\(4, 6\) \(.*mine.*pooled"):
+        NegativeEmbedding(alone(tensor(1, 4, 6)), embedding.metadata).check_fits(shapes, "other", "mine")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("negative_pooled_prompt_embeds", tensor(1, 5, 1), r"pooled.*\(1, 5, 1\)"),
+        ("negative_pooled_prompt_embeds", torch.ones(1, 5, dtype=torch.int64), "int64"),
+        ("negative_pooled_prompt_embeds", torch.full((1, 5), torch.nan), "NaN"),
+        ("negative_prompt_attention_mask", torch.ones(1, 3), "4 tokens.*3"),
+        ("negative_prompt_attention_mask", torch.ones(4), r"mask.*\(4,\)"),
+        ("prompt_embeds", tensor(1, 4, 6), "prompt_embeds"),
+    ],
+)
+def test_bad_parts_are_named(name: str, value: torch.Tensor, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        NegativeEmbedding(SEVERAL | {name: value}, FULL)
+    save_file(SEVERAL | {name: value}, tmp_path / "n.safetensors")
+    with pytest.raises(UserError, match=message):
+        NegativeEmbedding.load(tmp_path / "n.safetensors")
+
+
+def test_n_is_never_missing(tmp_path: Path) -> None:
+    rest = {name: tensor_ for name, tensor_ in SEVERAL.items() if name != "negative_prompt_embeds"}
+    save_file(rest, tmp_path / "n.safetensors")
+    with pytest.raises(UserError, match="want negative_prompt_embeds"):
+        NegativeEmbedding.load(tmp_path / "n.safetensors")

@@ -1,0 +1,211 @@
+"""What all families share: a diffusers pipeline, frozen, as a `TextToImage`.
+
+Sampling is always deterministic DDIM over the noise schedule that `DDIMScheduler.from_config` builds from the
+model's own scheduler, whatever that is; so images equal those of the pipeline with that scheduler. One thing is
+not left to its default: x_0 is clipped only where the model's own scheduler says so, since +-1 bounds pixels, not
+latents (`DDIMScheduler.from_config(config, clip_sample=False)` where the configuration is silent).
+"""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar, Self
+
+import diffusers
+import torch
+from diffusers import DDIMScheduler
+from torch import Tensor
+
+from renege_ray.errors import UserError
+from renege_ray.method.schedule import Schedule, make_schedule
+from renege_ray.models.base import clamp_straight_through
+from renege_ray.models.layout import EmbeddingLayout
+from renege_ray.models.text_encoder import identify, read_layout, text_encoders
+
+
+class FrozenPipeline(ABC):
+    """A frozen pipeline; see `TextToImage` for what its attributes and methods mean.
+
+    The pipeline's modules are changed in place: frozen, in eval mode, moved, and cast. A family says how it
+    encodes a text (`_encode`) and what its denoiser is given (`_predict`), both in named tensors.
+    """
+
+    PIPELINE: ClassVar[str]  # the class of diffusers that holds the family's models
+    DENOISER: ClassVar[str]  # the name of the pipeline's component
+    # The peak of `gradient_memory` in bfloat16 (plain, after `save_memory`) at so many latents a side, counted by
+    # adding up all live tensors of one sample's forward and backward pass on torch's fake tensors.
+    MEMORY: ClassVar[tuple[float, float, int]]
+
+    def __init__(
+        self,
+        pipeline: Any,
+        name: str,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        compile: bool = False,
+    ) -> None:
+        """Take over a pipeline.
+
+        Args:
+            pipeline: with float32 or float16 weights: the encoders' hash is taken before they are cast.
+            name: what to call it.
+            dtype: what the networks compute in. Latents and the scheduler's arithmetic stay float32.
+            device: where to compute.
+            compile: `torch.compile` the denoiser (one graph with and one without gradient for each shape).
+
+        Raises:
+            UserError: the model's scheduler has no DDIM form (it is a flow-matching model, say).
+        """
+        self.name, self.dtype, self.device = name, dtype, torch.device(device)
+        self.pipeline = pipeline
+        self._vae, self._denoiser = pipeline.vae, getattr(pipeline, self.DENOISER)
+        self._scheduler = _ddim_of(pipeline.scheduler, name)
+        identity = identify(pipeline)
+        self.text_encoder_name, self.text_encoder_hash = identity.name, identity.hash
+        self.embedding_layout: EmbeddingLayout = identity.layout
+        for module in (self._vae, self._denoiser, *text_encoders(pipeline)):
+            module.requires_grad_(False).eval()
+            # Some decoders overflow in float16 (SDXL's), which is why diffusers keeps them in float32 too.
+            overflows = module is self._vae and dtype == torch.float16 and self._vae.config.force_upcast
+            # Not module.to(): diffusers' own warns of modules to be kept in float32, and then names none.
+            torch.nn.Module.to(module, device=self.device, dtype=torch.float32 if overflows else dtype)
+        for module in (self._vae, self._denoiser):
+            # Convolutions: 1.4 times as fast on a CPU, and tensor cores want it.
+            module.to(memory_format=torch.channels_last)
+        self._compiled = torch.compile(self._denoiser) if compile else self._denoiser
+
+    @classmethod
+    def without_weights(cls, folder: Path) -> Self:
+        """A model of which only shapes and operations are known (on torch's meta device), by its configuration files.
+
+        It has no pipeline and no VAE; its `denoise` can be counted.
+        """
+        config = json.loads((folder / cls.DENOISER / "config.json").read_text(encoding="utf-8"))
+        model = cls.__new__(cls)
+        model.name, model.dtype, model.device = folder.name, torch.float32, torch.device("meta")
+        model.embedding_layout = read_layout(folder)
+        model.pipeline = SimpleNamespace(vae_scale_factor=1)
+        with torch.device("meta"):
+            model._denoiser = model._compiled = getattr(diffusers, config["_class_name"]).from_config(config)
+        return model
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, H, W), from the size that the denoiser was trained at."""
+        size = self._denoiser.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return int(self._denoiser.config.in_channels), int(height), int(width)
+
+    @property
+    def embedding_shape(self) -> tuple[int, int]:
+        """(L', D') of a packed embedding."""
+        return self.embedding_layout.packed_shape
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
+        """c, (B, L', D') float32: what the pipeline encodes the texts to, packed."""
+        return self.embedding_layout.pack(self._encode(list(prompts)))
+
+    def null_embedding(self) -> Tensor:
+        """What the pipeline takes where it is given no negative prompt: the encoded empty text."""
+        return self.encode_prompts([""])
+
+    def starting_point(self, embedding: Tensor) -> Tensor:
+        """The embedding itself: nothing in it keeps the gradient from any of its tokens."""
+        return embedding
+
+    @classmethod
+    def call_arguments(cls, pipeline: Any, prompts: str | Sequence[str] | None) -> dict[str, Tensor | None]:
+        """What the call of the family's pipeline with these prompts needs, besides them and the negative."""
+        return {}
+
+    @abstractmethod
+    def count_truncated(self, prompts: Sequence[str]) -> int:
+        """How many of the prompts are too long for the text encoder."""
+
+    def schedule(self, num_inference_steps: int) -> Schedule:
+        """The DDIM schedule in T steps; see `make_schedule` for the errors."""
+        config = self._scheduler.config
+        return make_schedule(
+            self._scheduler.alphas_cumprod,
+            num_inference_steps,
+            prediction_type=config.prediction_type,
+            timestep_spacing=config.timestep_spacing,
+            steps_offset=config.steps_offset,
+            set_alpha_to_one=config.set_alpha_to_one,
+            clip_range=config.clip_sample_range if config.clip_sample else None,
+        )
+
+    def denoise(self, latents: Tensor, timestep: Tensor, prompt_embeds: Tensor) -> Tensor:
+        """The denoiser's output, (B, C, H, W) -> (B, C, H, W), in the dtype of the latents."""
+        tensors = self.embedding_layout.unpack(prompt_embeds.to(self.dtype))
+        timestep = timestep.to(self.device, non_blocking=True)
+        output = self._predict(latents.to(self.dtype), timestep, tensors)
+        return output.to(latents.dtype)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images as the pipeline's `output_type="pt"` has them; for the gradient see
+        `clamp_straight_through`.
+        """
+        scaled = (latents / self._vae.config.scaling_factor).to(self._vae.dtype)
+        images: Tensor = self._vae.decode(scaled, return_dict=False)[0]
+        return clamp_straight_through(images.to(latents.dtype) * 0.5 + 0.5)
+
+    def save_memory(self) -> None:
+        """Compute activations a second time in the backward pass, and decode one image after the other."""
+        self._denoiser.enable_gradient_checkpointing()
+        self._vae.enable_gradient_checkpointing()
+        self._vae.enable_slicing()
+
+    def gradient_memory(self, *, saving: bool) -> float:
+        """GiB that the denoiser and the decoder take for one sample of the gradient step, without the weights.
+
+        Activations grow with the area of the latents and the size of a number.
+        """
+        _, height, width = self.latent_shape
+        plain, saved, side = self.MEMORY
+        return (saved if saving else plain) * height * width / side**2 * self.dtype.itemsize / 2
+
+    @abstractmethod
+    def _encode(self, prompts: list[str]) -> dict[str, Tensor]:
+        """The texts, as named tensors in the layout of the embedding."""
+
+    @abstractmethod
+    def _predict(self, latents: Tensor, timestep: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+        """The denoiser's output in its own dtype; all tensors have B rows."""
+
+
+@lru_cache
+def constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The numbers as one row, (1, len(values)), made once: a copy to an accelerator waits for all that it computes."""
+    return torch.tensor([values], dtype=dtype, device=device)
+
+
+def tokenize(tokenizer: Any, prompts: list[str], length: int) -> Any:
+    """Token ids and attention mask (B, length) each: cut and padded, as the pipelines do."""
+    return tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+
+
+def count_longer(tokenizer: Any, prompts: Sequence[str], length: int) -> int:
+    """How many of the prompts have more tokens than `length`."""
+    ids = tokenizer(list(prompts), truncation=False, verbose=False).input_ids if prompts else []
+    return sum(len(tokens) > length for tokens in ids)
+
+
+def _ddim_of(scheduler: Any, name: str) -> DDIMScheduler:
+    """The DDIM scheduler over a scheduler's noise schedule."""
+    prediction_type = scheduler.config.get("prediction_type", "epsilon")
+    if "beta_schedule" not in scheduler.config or prediction_type not in (
+        "epsilon",
+        "v_prediction",
+        "sample",
+    ):
+        raise UserError(
+            f"model {name!r}: its scheduler {type(scheduler).__name__} (prediction type {prediction_type!r}) "
+            "has no DDIM form; use a model that predicts noise, v or x_0"
+        )
+    return DDIMScheduler.from_config(scheduler.config, clip_sample=scheduler.config.get("clip_sample", False))

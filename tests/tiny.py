@@ -1,0 +1,200 @@
+"""Tiny models with random weights, made of diffusers' and transformers' own classes: the architecture and the files of
+the real ones, in configurations that compute in a moment.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    PixArtAlphaPipeline,
+    PixArtTransformer2DModel,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from tokenizers import pre_tokenizers
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
+
+TINY_LENGTH, TINY_WIDTH = 12, 16
+TINY_SCHEDULER = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
+
+
+def build_tiny_pipeline(
+    *,
+    unet_channels: tuple[int, ...] = (8, 16),
+    width: int = TINY_WIDTH,
+    seed: int = 0,
+    unet: dict[str, Any] | None = None,
+    text_encoder: dict[str, Any] | None = None,
+    **scheduler: Any,
+) -> StableDiffusionPipeline:
+    """Stable Diffusion: latents (4, 8, 8), images (3, 16, 16), embeddings (12, width).
+
+    `unet`, `text_encoder` and `scheduler` override configurations.
+    """
+
+    def build() -> StableDiffusionPipeline:
+        tokenizer = _clip_tokenizer()
+        return StableDiffusionPipeline(
+            # The order in which weights are drawn is part of what some tests' figures hang on.
+            text_encoder=CLIPTextModel(_clip_config(tokenizer, hidden_size=width, **(text_encoder or {}))),
+            unet=_unet(
+                block_out_channels=unet_channels,
+                down_block_types=("CrossAttnDownBlock2D",) * len(unet_channels),
+                up_block_types=("CrossAttnUpBlock2D",) * len(unet_channels),
+                cross_attention_dim=width,
+                **(unet or {}),
+            ),
+            vae=_vae(),
+            tokenizer=tokenizer,
+            scheduler=DDIMScheduler(**{**TINY_SCHEDULER, **scheduler}),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+
+    return _seeded(build, seed)
+
+
+def build_tiny_sd2(*, seed: int = 0) -> StableDiffusionPipeline:
+    """Stable Diffusion 2.1: v-prediction, OpenCLIP's activation, linear projections, heads of one size."""
+    return build_tiny_pipeline(
+        seed=seed,
+        width=24,
+        unet={"use_linear_projection": True, "attention_head_dim": (2, 4)},
+        text_encoder={"hidden_act": "gelu", "projection_dim": 16, "num_hidden_layers": 3},
+        prediction_type="v_prediction",
+    )
+
+
+def build_tiny_sdxl(*, seed: int = 0) -> StableDiffusionXLPipeline:
+    """SDXL: two encoders (16 and 24 wide), pooled embedding 20, a decoder that overflows in float16 on paper."""
+
+    def build() -> StableDiffusionXLPipeline:
+        tokenizer, tokenizer_2 = _clip_tokenizer(), _clip_tokenizer(pad_token="!")
+        second = _clip_config(tokenizer_2, hidden_size=24, hidden_act="gelu", projection_dim=20)
+        return StableDiffusionXLPipeline(
+            text_encoder=CLIPTextModel(_clip_config(tokenizer, hidden_size=16)),
+            text_encoder_2=CLIPTextModelWithProjection(second),
+            unet=_unet(
+                block_out_channels=(8, 16),
+                down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+                up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+                transformer_layers_per_block=(1, 2),
+                use_linear_projection=True,
+                cross_attention_dim=16 + 24,
+                addition_embed_type="text_time",
+                addition_time_embed_dim=8,
+                projection_class_embeddings_input_dim=6 * 8 + 20,
+            ),
+            vae=_vae(force_upcast=True),
+            tokenizer=tokenizer,
+            tokenizer_2=tokenizer_2,
+            scheduler=EulerDiscreteScheduler(
+                beta_start=0.00085,
+                beta_end=0.012,
+                beta_schedule="scaled_linear",
+                steps_offset=1,
+                timestep_spacing="leading",
+            ),
+            add_watermarker=False,
+        )
+
+    return _seeded(build, seed)
+
+
+def build_tiny_pixart(*, seed: int = 0, sample_size: int = 8) -> PixArtAlphaPipeline:
+    """PixArt-alpha: T5 (16 wide), a transformer that puts out a variance too."""
+
+    def build() -> PixArtAlphaPipeline:
+        tokenizer = _t5_tokenizer()
+        config = T5Config(
+            vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2,
+            feed_forward_proj="gated-gelu", tie_word_embeddings=False,
+        )  # fmt: skip
+        return PixArtAlphaPipeline(
+            text_encoder=T5EncoderModel(config),
+            transformer=PixArtTransformer2DModel(
+                sample_size=sample_size, num_layers=2, num_attention_heads=2, attention_head_dim=12,
+                cross_attention_dim=24, caption_channels=16, in_channels=4, out_channels=8,
+                norm_num_groups=4,
+            ),
+            vae=_vae(),
+            tokenizer=tokenizer,
+            scheduler=DPMSolverMultistepScheduler(beta_start=0.0001, beta_end=0.02, beta_schedule="linear"),
+        )  # fmt: skip
+
+    return _seeded(build, seed)
+
+
+def _seeded(build: Callable[[], Any], seed: int) -> Any:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        pipeline = build()
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _clip_tokenizer(**options: Any) -> CLIPTokenizer:
+    """Every byte is a token, alone or at the end of a word; there are no merges."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = ["<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters)]
+    vocabulary = {word: i for i, word in enumerate(words)}
+    return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=TINY_LENGTH, **options)
+
+
+def _t5_tokenizer() -> T5Tokenizer:
+    """Every letter is a token."""
+    words = ["<pad>", "</s>", "<unk>", "▁", *"abcdefghijklmnopqrstuvwxyz0123456789.,-"]
+    return T5Tokenizer(vocab=[(word, -1.0) for word in words], extra_ids=0)
+
+
+def _clip_config(tokenizer: CLIPTokenizer, *, hidden_size: int, **options: Any) -> CLIPTextConfig:
+    sizes = {"intermediate_size": 2 * hidden_size, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden_size,
+        max_position_embeddings=TINY_LENGTH,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **(sizes | options),
+    )
+
+
+def _unet(**options: Any) -> UNet2DConditionModel:
+    sizes = {"sample_size": 8, "layers_per_block": 1, "attention_head_dim": 2, "norm_num_groups": 4}
+    return UNet2DConditionModel(**(sizes | options))
+
+
+def _vae(**options: Any) -> AutoencoderKL:
+    return AutoencoderKL(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=16,
+        **options,
+    )
