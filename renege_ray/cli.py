@@ -1,6 +1,7 @@
 """The command line that all jobs share: flags generated from the configuration, and how a job ends."""
 
 import argparse
+import inspect
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -199,7 +200,7 @@ def _parser(job: str, base: RunConfig) -> argparse.ArgumentParser:
     for section, info in RunConfig.model_fields.items():
         model = info.annotation
         if isinstance(model, type) and issubclass(model, BaseModel):
-            group = parser.add_argument_group(section, (model.__doc__ or "").replace("%", "%%"))
+            group = parser.add_argument_group(section, inspect.cleandoc(model.__doc__ or "").replace("%", "%%"))
             for leaf in model.model_fields:
                 name = f"{section}.{leaf}"
                 _add_flag(group, name, known[name], values[section][leaf])
