@@ -1,6 +1,7 @@
 """The command line that all jobs share: flags generated from the configuration, and how a job ends."""
 
 import argparse
+import inspect
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from typing import Any, Never, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from renege_ray.argument_parser import ArgumentParser
 from renege_ray.config import (
     CONFIG_FILE,
     RunConfig,
@@ -158,7 +160,7 @@ def _base_config(argv: Sequence[str]) -> RunConfig:
     return load_preset(known.preset)
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(ArgumentParser):
     """Raises UserError instead of printing usage, with the nearest flag for one that does not exist."""
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -171,9 +173,6 @@ class _Parser(argparse.ArgumentParser):
         if unknown:
             raise UserError(f"{unknown[0]}: not expected here; flags start with --, and values with spaces need quotes")
         return found
-
-    def error(self, message: str) -> Never:
-        raise UserError(f"{message.removeprefix('argument ')}; see --help")
 
 
 def _parser(job: str, base: RunConfig) -> argparse.ArgumentParser:
@@ -199,7 +198,7 @@ def _parser(job: str, base: RunConfig) -> argparse.ArgumentParser:
     for section, info in RunConfig.model_fields.items():
         model = info.annotation
         if isinstance(model, type) and issubclass(model, BaseModel):
-            group = parser.add_argument_group(section, (model.__doc__ or "").replace("%", "%%"))
+            group = parser.add_argument_group(section, inspect.cleandoc(model.__doc__ or "").replace("%", "%%"))
             for leaf in model.model_fields:
                 name = f"{section}.{leaf}"
                 _add_flag(group, name, known[name], values[section][leaf])

@@ -48,9 +48,13 @@ class ModelConfig(Section):
 
 
 class PromptsConfig(Section):
-    """Prompts to learn from and to judge by."""
+    """Prompts to learn from and to judge by: 'toy', a published set (imagereward-10k, parti, hpsv2; NAME=PATH for a
+    local copy), or a .txt, .jsonl, .json, .csv, .tsv or .parquet file (FILE:COLUMN to name the column).
 
-    train: Name = Field("toy", description="'toy' or a UTF-8 file, one prompt a line: to learn from")
+    No prompt is in two splits: a source that several name is divided by hash, 80 : 10 : 10; see `renege_ray.prompts`.
+    """
+
+    train: Name = Field("toy", description="to learn from: 'toy', a published set, or a file (FILE:COLUMN)")
     validation: Name = Field("toy", description="likewise: to choose the best embedding by")
     held_out: Name = Field("toy", description="likewise: for the final test; nothing is chosen by these")
     handwritten: Annotated[tuple[Name, ...], AsTuple] = Field(
@@ -369,7 +373,8 @@ def has_effect(name: str) -> bool:
 def fingerprint(config: RunConfig) -> str:
     """16 hex digits, the same for two configurations exactly if these have to give the same result.
 
-    Files (prompts, init, a local model) count by their names, not by what is in them.
+    Files (prompts, init, a local model) count by their names, not by what is in them: that is for
+    `renege_ray.inputs` to watch.
     """
     relevant = {name: value for name, value in to_mapping(config).items() if has_effect(name)}
     text = json.dumps(relevant, sort_keys=True, ensure_ascii=True)

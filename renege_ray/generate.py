@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Never
+from typing import Any
 
 from torch import Tensor
 
+from renege_ray.argument_parser import ArgumentParser
 from renege_ray.config import RunConfig, load_preset, parse_config, to_mapping
 from renege_ray.encoded_prompts import EncodedPrompts
 from renege_ray.errors import UserError
@@ -58,7 +59,7 @@ def parse_request(argv: Sequence[str]) -> GenerateRequest:
     Raises:
         UserError: for anything wrong with it.
     """
-    parser = _Parser(
+    parser = ArgumentParser(
         prog="jobs/generate.py",
         description="Images of the same prompts and seeds under several negatives, and a grid of them all.",
         epilog=_EPILOG,
@@ -196,11 +197,6 @@ def _write_summary(folder: Path, files: Sequence[Path], seconds: float) -> None:
         "metrics": {},
     }
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Never:
-        raise UserError(f"{message.removeprefix('argument ')}; see --help")
 
 
 def _seed(text: str) -> int:

@@ -1,5 +1,8 @@
 """What a training run reads from files, checked before a model is loaded or anything is started."""
 
+import hashlib
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,11 +12,13 @@ from renege_ray.config import RewardsConfig, RunConfig
 from renege_ray.errors import UserError
 from renege_ray.method.embedding import NegativeEmbedding
 from renege_ray.models.text_encoder import identify_text_encoder
-from renege_ray.prompts import load_prompts
+from renege_ray.prompts import TOY, Split, load_splits
 from renege_ray.rewards import JUDGE_NAMES, REWARD_NAMES, check_names, full_name, locate_rewards
 from renege_ray.train_global import Prompts
 
+INPUTS_FILE = "inputs.json"
 _NAMED_STARTS = ("null", "handwritten")
+_SPLITS: tuple[Split, ...] = ("train", "validation", "held_out")
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,13 @@ class Inputs:
     prompts: Prompts
     initial: Tensor | None
     notes: tuple[str, ...]
+
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of what was read, by the fields that name it: the prompts in their order, the initial embedding."""
+        found = {f"prompts.{split}": _hash(_encoded(getattr(self.prompts, split))) for split in _SPLITS}
+        if self.initial is not None:
+            found["optim.init"] = _hash([self.initial.contiguous().numpy().tobytes()])
+        return found
 
 
 def read_inputs(config: RunConfig) -> Inputs:
@@ -43,13 +55,12 @@ def read_inputs(config: RunConfig) -> Inputs:
         from renege_ray.models.lora import check_lora  # likewise
 
         check_lora(config.model.lora)
-    notes = []
-    sets = {}
-    for split in ("train", "validation", "held_out"):
-        source = getattr(config.prompts, split)
-        sets[split] = load_prompts(source, split)
-        if sets[split].blank_lines_skipped:
-            notes.append(f"prompts.{split}: {sets[split].blank_lines_skipped} blank lines of {source} skipped")
+    sets = load_splits({split: getattr(config.prompts, split) for split in _SPLITS})
+    notes = [
+        f"prompts.{split}: {found.notes()}"
+        for split, found in sets.items()
+        if getattr(config.prompts, split) != TOY or found.remarks
+    ]
     prompts = Prompts(**{split: found.prompts for split, found in sets.items()})
     return Inputs(prompts, _initial(config), tuple(notes))
 
@@ -76,3 +87,42 @@ def _initial(config: RunConfig) -> Tensor | None:
     encoder = identify_text_encoder(config.model)
     embedding.check_fits(encoder.layout.shapes, encoder.hash, encoder.name)
     return encoder.layout.pack(embedding.tensors)
+
+
+def record_inputs(inputs: Inputs, folder: Path) -> None:
+    """Note in a run's folder what it reads, for `check_inputs`."""
+    (folder / INPUTS_FILE).write_text(json.dumps(inputs.hashes(), indent=1) + "\n", encoding="utf-8")
+
+
+def check_inputs(inputs: Inputs, folder: Path) -> None:
+    """Check that a run that goes on reads what it read when it began. A folder without a record is taken on trust.
+
+    Raises:
+        UserError: a file has another content now; the message names the field.
+    """
+    try:
+        recorded = json.loads((folder / INPUTS_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return
+    except ValueError:
+        raise UserError(f"--resume: {folder / INPUTS_FILE} is damaged; remove it if no input has changed") from None
+    changed = [name for name, value in inputs.hashes().items() if recorded.get(name) != value]
+    if changed:
+        raise UserError(
+            f"{', '.join(changed)}: the content is not what the run in {folder} began with, so going on would mix two "
+            "runs; put the old file back, or start a new run"
+        )
+
+
+def _encoded(prompts: Iterable[str]) -> Iterable[bytes]:
+    """Each prompt with its length before it, so that no two lists have the same bytes."""
+    for prompt in prompts:
+        text = prompt.encode("utf-8")
+        yield len(text).to_bytes(8, "big") + text
+
+
+def _hash(parts: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()

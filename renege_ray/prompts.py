@@ -1,60 +1,109 @@
-"""Prompt sets, the stable identity of a prompt, and the seeds of its images."""
+"""Prompt sets, the stable identity of a prompt, and the seeds of its images.
+
+A source of prompts is named by one text:
+
+    toy                          the prompts of the embedded model, which has sets of its own for each split
+    imagereward-10k              a published set (also parti and hpsv2), from the cache or its public home
+    parti=DIR/PartiPrompts.tsv   a published set from a local copy
+    FILE                         a .txt, .jsonl, .json, .csv, .tsv or .parquet file
+    FILE:COLUMN                  the same, and which column the prompts are in
+
+The three splits (what is learned from, what the best embedding is chosen by, what is reported at the end) never share
+a prompt. A source that one split names is all that split's. A source that several splits name is divided among them by
+a hash of each prompt's id, 80 : 10 : 10 in training, validation and held-out prompts, whatever else is in the file.
+What two different sources have in common stays in the held-out prompts first, then in the validation prompts.
+"""
 
 import hashlib
+import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 from typing import Literal
 
+from renege_ray.builtin_prompts import SETS, read_builtin
 from renege_ray.errors import UserError
+from renege_ray.prompt_files import SUFFIXES, read_prompt_file
 
 Split = Literal["train", "validation", "held_out"]
 TOY = "toy"
+# Held-out prompts come first: they stay the same, but for their share, whichever other splits name the source.
+SHARES: dict[Split, int] = {"held_out": 10, "validation": 10, "train": 80}
+
+_LOCAL_COPY = re.compile(rf"({'|'.join(SETS)})=(.+)", re.DOTALL)
+_FILE_AND_COLUMN = re.compile(rf"(.+?(?:{'|'.join(map(re.escape, SUFFIXES))})):(.+)", re.DOTALL | re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class PromptSet:
     """Prompts in the order of their source; what appears twice there is drawn twice as often.
 
-    duplicates: how many prompts are repetitions of an earlier one (by `prompt_id`).
+    Attributes:
+        prompts: the texts.
+        name: of the source, for people.
+        blank_lines_skipped: lines (or rows, or items) without a prompt.
+        duplicates: how many prompts are repetitions of an earlier one (by `prompt_id`).
+        categories: of each prompt ("" where it has none), or empty where the source knows none.
+        unit: what a line is called in this source.
+        remarks: what else there is to say, in a few words each.
     """
 
     prompts: tuple[str, ...]
     name: str
     blank_lines_skipped: int = 0
     duplicates: int = 0
+    categories: tuple[str, ...] = ()
+    unit: str = "line"
+    remarks: tuple[str, ...] = ()
 
     def notes(self) -> str:
         """What a user should know of the set, in one line: "list.txt: 7 prompts, 1 blank line skipped"."""
-        parts = [f"{len(self.prompts)} prompt{'s' * (len(self.prompts) != 1)}"]
+        parts = [f"{len(self.prompts)} prompt{'s' * (len(self.prompts) != 1)}", *self.remarks]
         if self.blank_lines_skipped:
-            parts.append(f"{self.blank_lines_skipped} blank line{'s' * (self.blank_lines_skipped != 1)} skipped")
+            parts.append(f"{self.blank_lines_skipped} blank {self.unit}{'s' * (self.blank_lines_skipped != 1)} skipped")
         if self.duplicates:
             parts.append(f"{self.duplicates} repeated (kept, so drawn more often)")
         return f"{self.name}: {', '.join(parts)}"
 
 
-def load_prompts(name_or_path: str, split: Split) -> PromptSet:
-    """The prompts of `split`: 'toy' for those of the embedded model, else a file with one prompt a line.
+def load_prompts(source: str, split: Split) -> PromptSet:
+    """All prompts of a source; of 'toy', those of `split`.
 
     Raises:
-        UserError: the file is missing, a folder, no .txt file, not UTF-8 (the line is named) or empty.
+        UserError: there is no such source, or it cannot be read; see `read_prompt_file` and `read_builtin`.
     """
-    if name_or_path == TOY:
-        from renege_ray.models.toy.captions import (
-            prompts,
-        )  # the toy model's code is needed for its own set only
+    return _load(source, split)[0]
 
-        return _prompt_set(prompts(split), f"toy ({split})", 0)
-    lines = _lines(Path(name_or_path), f"prompts.{split}")
-    kept = [line.strip() for line in lines if line.strip()]
-    if not kept:
-        raise UserError(
-            f"prompts.{split}: {name_or_path} has {len(lines)} blank lines and no prompt; write one prompt a line"
-        )
-    return _prompt_set(kept, Path(name_or_path).name, len(lines) - len(kept))
+
+def load_splits(sources: Mapping[Split, str]) -> dict[Split, PromptSet]:
+    """The prompts of each split, given its source; no prompt is in two of them. A source is read once.
+
+    Raises:
+        UserError: as for `load_prompts`; or a split would be left without a prompt.
+    """
+    found: dict[Split, PromptSet] = {}
+    keys: dict[Split, object] = {}
+    earlier: dict[str, tuple[PromptSet, object]] = {}
+    for split, source in sources.items():
+        if source == TOY or source not in earlier:
+            earlier[source] = _load(source, split)
+        found[split], keys[split] = earlier[source]
+    for split, key in keys.items():
+        sharing = [other for other in SHARES if keys.get(other) == key]
+        if len(sharing) > 1:
+            found[split] = _share(found[split], split, sharing)
+    return _without_common(found)
+
+
+def source_label(source: str) -> str:
+    """A source's name for stored metadata, where the folders of one machine would mean nothing."""
+    local = _LOCAL_COPY.fullmatch(source)
+    if local is not None:
+        return local[1]
+    return source if source == TOY or source in SETS else _file_and_column(source)[0].name
 
 
 def prompt_id(prompt: str) -> str:
@@ -73,34 +122,101 @@ def pair_seed(run_seed: int, prompt_id: str, k: int) -> int:
     return int.from_bytes(digest[:4], "big")
 
 
-def _prompt_set(prompts: Iterable[str], name: str, blank: int) -> PromptSet:
-    kept = tuple(prompts)
-    repeated = sum(count - 1 for count in Counter(map(prompt_id, kept)).values())
-    return PromptSet(kept, name, blank, repeated)
+def split_of(prompt_id: str, among: Iterable[Split]) -> Split:
+    """Which of the splits that name a source a prompt of it belongs to: a function of its id alone.
+
+    Source: the id, hashed again (evaluations take prompts in the order of their ids), as a number in [0, 1).
+    """
+    shares = {split: share for split, share in SHARES.items() if split in set(among)}
+    digest = hashlib.sha256(f"split/{prompt_id}".encode("ascii")).digest()
+    point = int.from_bytes(digest[:8], "big") / 2**64 * sum(shares.values())
+    for split, share in shares.items():
+        if point < share:
+            return split
+        point -= share
+    return "train" if "train" in shares else next(reversed(shares))  # a float that was rounded up to 1
 
 
-def _lines(path: Path, field: str) -> list[str]:
-    """The lines of a text file: UTF-8 with or without a byte order mark, ended by LF, CRLF or CR."""
-    if path.is_dir():
-        raise UserError(f"{field}: {path} is a folder; name a .txt file with one prompt a line")
-    if path.suffix.lower() != ".txt" and path.exists():
-        raise UserError(f"{field}: {path} is not a .txt file; give a text file with one prompt a line")
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"{field}: there is no file {path}; give 'toy' or a .txt file of prompts") from None
-    except OSError as error:
-        raise UserError(f"{field}: {path} cannot be read ({error.strerror}); check its permissions") from None
-    if not data:
-        raise UserError(f"{field}: {path} is empty; write one prompt a line")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = _universal_newlines(data[: error.start].decode("utf-8-sig")).count("\n") + 1
-        raise UserError(f"{field}: {path} is not UTF-8 in line {line}; save it as UTF-8") from None
-    # Not splitlines(), which would also cut at rare separators inside a prompt.
-    return _universal_newlines(text).removesuffix("\n").split("\n")
+def _load(source: str, split: Split) -> tuple[PromptSet, object]:
+    """The prompts of a source, and a key that is the same for two sources if they are one."""
+    field = f"prompts.{split}"
+    if source == TOY:
+        from renege_ray.models.toy.captions import prompts  # the toy model's code is needed for its own set only
+
+        return _prompt_set(prompts(split), f"toy ({split})"), (TOY, split)
+    local = _LOCAL_COPY.fullmatch(source)
+    if source in SETS or local is not None:
+        name = local[1] if local else source
+        table, remarks = read_builtin(name, field, Path(local[2]).expanduser() if local else None)
+        key: object = name
+    else:
+        path, column = _file_and_column(source)
+        table, remarks, name = read_prompt_file(path, field, column), (), path.name
+        key = (path.resolve(), table.column)
+        remarks = (f"from its column {table.column!r}",) if table.column is not None else ()
+    return _prompt_set(table.prompts, name, table.blank, table.categories, table.unit, remarks), key
 
 
-def _universal_newlines(text: str) -> str:
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+def _file_and_column(source: str) -> tuple[Path, str | None]:
+    match = _FILE_AND_COLUMN.fullmatch(source)
+    if match is None or Path(source).exists():
+        return Path(source).expanduser(), None
+    return Path(match[1]).expanduser(), match[2]
+
+
+def _prompt_set(
+    prompts: Sequence[str],
+    name: str,
+    blank: int = 0,
+    categories: tuple[str, ...] = (),
+    unit: str = "line",
+    remarks: tuple[str, ...] = (),
+) -> PromptSet:
+    # Of a table a row is skipped for its prompt alone, so that is what is called blank there.
+    unit = unit if unit == "line" else "prompt"
+    return PromptSet(tuple(prompts), name, blank, _repeated(prompts), categories, unit, remarks)
+
+
+def _repeated(prompts: Iterable[str]) -> int:
+    return sum(count - 1 for count in Counter(map(prompt_id, prompts)).values())
+
+
+def _share(found: PromptSet, split: Split, sharing: Sequence[Split]) -> PromptSet:
+    """The part of a source that falls to one of the splits that name it."""
+    mine = _only(found, [split_of(prompt_id(prompt), sharing) == split for prompt in found.prompts])
+    others = " and ".join(f"prompts.{other}" for other in sharing if other != split)
+    total = len(found.prompts)
+    if not mine.prompts:
+        raise UserError(
+            f"prompts.{split}: none of the {total} prompts of {found.name} falls to it (sources that several splits "
+            f"name are divided by hash, here with {others}); name a source of its own, or a larger one"
+        )
+    return replace(mine, remarks=(f"its share of {total} (divided by hash with {others})", *found.remarks))
+
+
+def _without_common(found: dict[Split, PromptSet]) -> dict[Split, PromptSet]:
+    """Leave in each split only what is in none of those that come before it in `SHARES`."""
+    taken: set[str] = set()
+    for split in SHARES:
+        if split not in found:
+            continue
+        ids = [prompt_id(prompt) for prompt in found[split].prompts]
+        common = [name in taken for name in ids]
+        taken.update(ids)
+        if not any(common):
+            continue
+        kept = _only(found[split], [not is_common for is_common in common])
+        if not kept.prompts:
+            raise UserError(
+                f"prompts.{split}: all prompts of {found[split].name} are in a later split too, and splits share none; "
+                "name a source with other prompts, or the same source in the same words, which is then divided"
+            )
+        remark = f"without {sum(common)} that are in a later split too"
+        found[split] = replace(kept, remarks=(*kept.remarks, remark))
+    return found
+
+
+def _only(found: PromptSet, keep: Sequence[bool]) -> PromptSet:
+    prompts = tuple(compress(found.prompts, keep))
+    categories = tuple(compress(found.categories, keep))
+    return replace(found, prompts=prompts, categories=categories, duplicates=_repeated(prompts))

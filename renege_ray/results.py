@@ -14,6 +14,7 @@ from renege_ray.method.ascent import Ascent
 from renege_ray.method.embedding import EmbeddingMetadata, NegativeEmbedding
 from renege_ray.models.layout import EmbeddingLayout
 from renege_ray.pictures import image_grid, save_png, text_table
+from renege_ray.prompts import source_label
 from renege_ray.train_global import REWARD, STORAGE_DTYPE, ascent_settings
 from renege_ray.training_state import TrainingState
 
@@ -60,7 +61,7 @@ def metadata_of(config: RunConfig, facts: ModelFacts, step: int) -> EmbeddingMet
         base_model=facts.base_model,
         guidance_scale=config.sampling.guidance_scale,
         reward=facts.reward,
-        prompts=config.prompts.train,
+        prompts=source_label(config.prompts.train),
         steps=step,
         config_fingerprint=fingerprint(config),
         package_version=renege_ray.__version__,

@@ -18,7 +18,9 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import save_file
 
+from renege_ray.config import parse_config, write_config
 from renege_ray.errors import UserError
+from renege_ray.inputs import read_inputs, record_inputs
 from renege_ray.method.embedding import EmbeddingMetadata, NegativeEmbedding
 from renege_ray.models.text_encoder import hash_text_encoder
 
@@ -106,6 +108,16 @@ def test_an_output_folder_that_cannot_be_written(nothing_starts: None, tmp_path:
     tmp_path.chmod(0o500)
     with pytest.raises(UserError, match="not writable"):
         job("train_global").main(["--output-dir", str(tmp_path / "out")])
+
+
+def test_a_resumed_run_with_a_changed_prompt_file(nothing_starts: None, tmp_path: Path) -> None:
+    path = prompts_file(tmp_path, b"a fox\n")
+    config = parse_config({"prompts": {"train": path}, "output_dir": str(tmp_path)})
+    write_config(config, tmp_path)
+    record_inputs(read_inputs(config), tmp_path)
+    prompts_file(tmp_path, b"a hen\n")
+    with pytest.raises(UserError, match=r"^prompts.train: the content is not what the run"):
+        job("train_global").main(["--resume", str(tmp_path)])
 
 
 def embedding_file(folder: Path, shape: tuple[int, ...], encoder_hash: str) -> str:

@@ -15,7 +15,7 @@ from renege_ray.cluster.tracking import RunLog, open_run, resolve_uri
 from renege_ray.cluster.train_worker import EVALUATION_FILE, TrainJob, train_loop
 from renege_ray.config import RunConfig, to_mapping, write_config
 from renege_ray.evaluate import Evaluation, make_pairs
-from renege_ray.inputs import Inputs, read_inputs
+from renege_ray.inputs import Inputs, check_inputs, read_inputs, record_inputs
 from renege_ray.models.layout import EmbeddingLayout
 from renege_ray.output import check_output_dir, make_output_dir
 from renege_ray.plan import describe_plan
@@ -45,6 +45,8 @@ def run(config: RunConfig, *, resume: bool = False, dry_run: bool = False) -> in
     check_output_dir(config.output_dir, resume=resume)
     resolve_uri(config.tracking_uri, config.output_dir)
     inputs = read_inputs(config)
+    if resume:
+        check_inputs(inputs, config.output_dir)
     if session.uses_own_cluster():
         worker_shape(config.cluster, [session.this_machine()])
     if dry_run:
@@ -55,6 +57,7 @@ def run(config: RunConfig, *, resume: bool = False, dry_run: bool = False) -> in
     with session.ray_session(config.cluster) as shape:
         make_output_dir(config.output_dir, resume=resume)
         if not resume:
+            record_inputs(inputs, config.output_dir)
             write_config(config, config.output_dir)
         with open_run(
             config.output_dir,

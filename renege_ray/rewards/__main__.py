@@ -6,8 +6,9 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Never
+from typing import Any
 
+from renege_ray.argument_parser import ArgumentParser
 from renege_ray.errors import UserError
 from renege_ray.pictures import text_table
 from renege_ray.rewards.catalogue import REWARD_NAMES, REWARDS, SHORT_NAMES, check_names, full_name
@@ -29,11 +30,6 @@ images lie.
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Never:
-        raise UserError(f"{message.removeprefix('argument ')}; see --help")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; 0: done, 2: bad input, told in one line on stderr."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -47,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = ArgumentParser(
         prog="python -m renege_ray.rewards",
         description="Score images with a reward model, or list the reward models.",
         epilog=_EXAMPLES,

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from renege_ray.errors import UserError
 from renege_ray.method import EmbeddingMetadata, NegativeEmbedding
+from tests.shared_data import shared_file
 
-RELEASED = Path(__file__).parents[3] / "shared" / "data" / "reneg_embeddings" / "sd1.5_reneg_emb.bin"
 FULL = EmbeddingMetadata(
     text_encoder_hash="0123456789abcdef",
     text_encoder="CLIPTextModel (2 layers of width 6)",
@@ -110,9 +110,7 @@ def test_a_foreign_safetensors_file(tmp_path: Path) -> None:
 
 
 def test_the_released_embedding() -> None:
-    if not RELEASED.is_file():
-        pytest.skip(f"{RELEASED} is not here")
-    embedding = NegativeEmbedding.load(RELEASED)
+    embedding = NegativeEmbedding.load(shared_file("reneg_embeddings/sd1.5_reneg_emb.bin"))
     assert embedding.prompt_embeds.shape == (1, 77, 768)
     embedding.check_fits({"negative_prompt_embeds": (1, 77, 768)}, "0123456789abcdef", "CLIP ViT-L/14")
 
