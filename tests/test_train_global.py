@@ -15,12 +15,13 @@ from renege_ray.early_stop import ValidationPoint, overoptimised_in_a_row, shoul
 from renege_ray.encoded_prompts import EncodedPrompts
 from renege_ray.errors import UserError
 from renege_ray.global_gradient import GradientOfBatch, gradient_step_indices, samples_of
+from renege_ray.method.embedding import as_stored
 from renege_ray.method.objective import reward_of_prediction
 from renege_ray.method.rollout import rollout
 from renege_ray.models.stable_diffusion import StableDiffusion
 from renege_ray.randomness import noise
 from renege_ray.rewards import WeightedReward
-from renege_ray.train_global import Progress, Prompts, Result, Rewards, TrainingError, as_stored, train_global
+from renege_ray.train_global import Progress, Prompts, Result, Rewards, TrainingError, train_global
 from renege_ray.training_state import TornCheckpointError, TrainingState, newest_intact
 from renege_ray.workers import Workers
 from tests.group import run_group

@@ -23,7 +23,6 @@ from renege_ray.models import load_model
 from renege_ray.models.base import TextToImage
 from renege_ray.pictures import image_grid
 from renege_ray.progress import ProgressLine
-from renege_ray.rewards import WeightedReward, load_rewards, load_scorers
 from renege_ray.train_global import Progress, Prompts, Result, Rewards, TrainingError, train_global
 from renege_ray.training_state import TrainingState
 from renege_ray.workers import Workers
@@ -102,16 +101,7 @@ def _load(config: RunConfig, workers: Workers) -> tuple[TextToImage, Rewards] | 
     problem, loaded = "", None
     try:
         device = _device()
-        model = load_model(config.model, device)
-        trained = load_rewards(config.rewards.train, device)
-        loaded = (
-            model,
-            Rewards(
-                WeightedReward({reward: config.rewards.train[name] for name, reward in trained.items()}),
-                tuple(load_rewards(config.rewards.held_out, device).values()),
-                tuple(load_scorers(config.rewards.judges, device).values()),
-            ),
-        )
+        loaded = load_model(config.model, device), Rewards.load(config.rewards, device)
     except UserError as error:
         problem = str(error)
     # A rank that left alone would leave the others waiting for it in their next sum.

@@ -22,7 +22,13 @@ from torch import Tensor
 from renege_ray.errors import UserError
 
 TENSOR_NAME = "negative_prompt_embeds"
+STORAGE_DTYPE = torch.float16
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth")
+
+
+def as_stored(embedding: Tensor) -> Tensor:
+    """The embedding rounded to its storage type, in float32: what is measured is what will be stored."""
+    return embedding.to(STORAGE_DTYPE).float()
 
 
 @dataclass(frozen=True)

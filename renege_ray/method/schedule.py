@@ -124,13 +124,15 @@ def predict_x0_and_noise(
     Args:
         model_output: guided output of the denoiser, (B, C, H, W).
         latents: x_t, (B, C, H, W).
-        alpha: a, a scalar.
+        alpha: a, a scalar, or one for each sample, (B,).
         prediction_type: which of the three.
 
     Returns:
         (x_0, e), both (B, C, H, W).
     """
     signal, sigma = alpha.sqrt(), (1 - alpha).sqrt()
+    if alpha.ndim:  # unlike a scalar, a tensor would impose its own dtype and has to be on the same device
+        signal, sigma = (factor.to(latents).view(-1, 1, 1, 1) for factor in (signal, sigma))
     if prediction_type == "epsilon":
         return (latents - sigma * model_output) / signal, model_output
     if prediction_type == "v_prediction":
