@@ -25,40 +25,13 @@ from renege_ray.train_global import Progress, Prompts, Result, Rewards, Training
 from renege_ray.training_state import TornCheckpointError, TrainingState, newest_intact
 from renege_ray.workers import Workers
 from tests.group import run_group
+from tests.simple_rewards import Channel, NaNWhere
 
 PROMPTS = Prompts(
     train=[f"a {colour} {thing}" for colour in ("red", "green", "blue") for thing in ("cat", "dog", "cow")],
     validation=["a red fox", "a green fox", "a blue fox", "a grey fox"],
     held_out=["a red hen", "a green hen", "a blue hen"],
 )
-
-
-class Channel:
-    """The mean of a colour channel minus the other two: differentiable, and it depends on the prompt's
-    length.
-    """
-
-    def __init__(self, name: str = "channel", channel: int = 0) -> None:
-        self.name = name
-        self._channel = channel
-
-    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        signs = torch.full((3,), -0.5)
-        signs[self._channel] = 1.0
-        lengths = torch.tensor([float(len(prompt)) for prompt in prompts])
-        return (images * signs[:, None, None]).mean(dim=(1, 2, 3)) * lengths
-
-
-class NaNWhere(Channel):
-    """NaN in value and gradient for prompts that contain a word, or at all."""
-
-    def __init__(self, word: str) -> None:
-        super().__init__()
-        self._word = word
-
-    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        bad = torch.tensor([self._word in prompt for prompt in prompts])
-        return super().__call__(images, prompts) * torch.where(bad, torch.nan, 1.0)
 
 
 @pytest.fixture
