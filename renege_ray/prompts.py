@@ -19,12 +19,14 @@ class PromptSet:
     """Prompts in the order of their source; what appears twice there is drawn twice as often.
 
     duplicates: how many prompts are repetitions of an earlier one (by `prompt_id`).
+    categories: of each prompt ("" where it has none), or empty where the source knows none.
     """
 
     prompts: tuple[str, ...]
     name: str
     blank_lines_skipped: int = 0
     duplicates: int = 0
+    categories: tuple[str, ...] = ()
 
     def notes(self) -> str:
         """What a user should know of the set, in one line: "list.txt: 7 prompts, 1 blank line skipped"."""
@@ -36,8 +38,10 @@ class PromptSet:
         return f"{self.name}: {', '.join(parts)}"
 
 
-def load_prompts(name_or_path: str, split: Split) -> PromptSet:
+def load_prompts(name_or_path: str, split: Split, field: str | None = None) -> PromptSet:
     """The prompts of `split`: 'toy' for those of the embedded model, else a file with one prompt a line.
+
+    `field` is what the configuration calls the source, by default `prompts.<split>`.
 
     Raises:
         UserError: the file is missing, a folder, no .txt file, not UTF-8 (the line is named) or empty.
@@ -48,12 +52,11 @@ def load_prompts(name_or_path: str, split: Split) -> PromptSet:
         )  # the toy model's code is needed for its own set only
 
         return _prompt_set(prompts(split), f"toy ({split})", 0)
-    lines = _lines(Path(name_or_path), f"prompts.{split}")
+    field = field or f"prompts.{split}"
+    lines = _lines(Path(name_or_path), field)
     kept = [line.strip() for line in lines if line.strip()]
     if not kept:
-        raise UserError(
-            f"prompts.{split}: {name_or_path} has {len(lines)} blank lines and no prompt; write one prompt a line"
-        )
+        raise UserError(f"{field}: {name_or_path} has {len(lines)} blank lines and no prompt; write one prompt a line")
     return _prompt_set(kept, Path(name_or_path).name, len(lines) - len(kept))
 
 
