@@ -4,6 +4,7 @@ import argparse
 import json
 import re
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -70,9 +71,9 @@ def parse_request(argv: Sequence[str]) -> GenerateRequest:
     add(
         "--negative",
         action="append",
-        metavar="FILE|null|handwritten|TEXT",
-        help="an embedding file, null (the empty text), handwritten (the preset's first one) or any text; repeat "
-        "it to compare (default: null)",
+        metavar="FILE|DIR|null|handwritten|TEXT",
+        help="an embedding file, the output folder of jobs/tune_prompts.py (each prompt has its own embedding there), "
+        "null (the empty text), handwritten (the preset's first one) or any text; repeat it to compare (default: null)",
     )
     add("--seed", action="append", type=_seed, metavar="N", help="of the initial noise; may be repeated (default: 0)")
     add("--preset", default="toy", metavar="NAME|FILE", help="where the settings below come from (default: toy)")
@@ -104,14 +105,18 @@ def generate(request: GenerateRequest, say: Callable[[str], None] = print) -> li
     started = time.monotonic()
     config = request.config
     embeddings = _load_embeddings(request)
+    tables = _open_tables(request, say)
     model = load_model(config.model)
     folder = make_output_dir(config.output_dir)
     encoded = EncodedPrompts(model)
     rows, files = {}, []
     for number, name in enumerate(request.negatives):
-        negative = embeddings.get(name)
-        if negative is None:
-            negative = encoded([_text(name, config)])
+        if name in tables:
+            negative = tables[name]
+        elif name in embeddings:
+            negative = embeddings[name].expand(len(request.pairs), -1, -1)
+        else:
+            negative = encoded([_text(name, config)]).expand(len(request.pairs), -1, -1)
         rows[_label(name, config)] = images = _in_batches(model, negative, request, encoded)
         for pair, image in zip(request.pairs, images, strict=True):
             path = folder / "images" / f"{number}_{_slug(name)}_{_slug(pair.prompt)}_{pair.seed}.png"
@@ -158,14 +163,31 @@ def _load_embeddings(request: GenerateRequest) -> dict[str, Tensor]:
     return {name: embedding.prompt_embeds.float() for name, embedding in loaded.items()}
 
 
-def _in_batches(model: TextToImage, negative: Tensor, request: GenerateRequest, encoded: EncodedPrompts) -> Tensor:
-    """Images (P, 3, H, W) of all pairs, on the CPU."""
+def _open_tables(request: GenerateRequest, say: Callable[[str], None]) -> dict[str, Tensor]:
+    """The negatives that are folders of tuned prompts: the embeddings of all pairs, (P, L, D)."""
+    found = {}
+    for name in request.negatives:
+        if name not in ("null", "handwritten") and Path(name).is_dir():
+            from renege_ray.prompt_embeddings import PromptEmbeddings  # imports pyarrow
+
+            encoder = identify_text_encoder(request.config.model)
+            with PromptEmbeddings.open(name) as embeddings, warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always")
+                embeddings.check_fits(*encoder.embedding_shape, encoder.hash, encoder.name)
+                found[name] = embeddings.batch([pair.prompt for pair in request.pairs])
+            for line in dict.fromkeys(str(warning.message) for warning in told):
+                say(line)
+    return found
+
+
+def _in_batches(model: TextToImage, negatives: Tensor, request: GenerateRequest, encoded: EncodedPrompts) -> Tensor:
+    """Images (P, 3, H, W) of all pairs, each under its own negative of (P, L, D), on the CPU."""
     import torch
 
     size = request.config.validation.batch_size
-    pairs = request.pairs
-    chunks = (pairs[start : start + size] for start in range(0, len(pairs), size))
-    return torch.cat([make_images(model, negative, c, request.config.sampling, encoded).cpu() for c in chunks])
+    pairs, sampling = request.pairs, request.config.sampling
+    chunks = (slice(start, start + size) for start in range(0, len(pairs), size))
+    return torch.cat([make_images(model, negatives[c], pairs[c], sampling, encoded).cpu() for c in chunks])
 
 
 def _text(name: str, config: RunConfig) -> str:

@@ -130,7 +130,7 @@ class PromptTuner:
         self.slot_steps = self.slot_steps_used = 0
 
     def tune(
-        self, prompts: Iterable[str], entering: Callable[[Sequence[str]], None] = lambda prompts: None
+        self, prompts: Iterable[str], goes_on: Callable[[Sequence[str]], bool] = lambda prompts: True
     ) -> Iterator[TunedPrompt]:
         """Tune prompts, each by itself; they come out as they get done, not in their order.
 
@@ -138,7 +138,8 @@ class PromptTuner:
 
         Args:
             prompts: any number; they are taken as slots become free.
-            entering: told of the prompts that are about to be computed, whenever these change.
+            goes_on: told before every step of the prompts that are about to be computed; where it says no, they are
+                given up and nothing more comes out.
 
         Raises:
             UserError: the configured micro-batch does not fit into memory.
@@ -149,9 +150,8 @@ class PromptTuner:
         while True:
             new = list(islice(waiting, self._config.tuning.slots - len(slots)))
             slots += [self._open(prompt) for prompt in new]
-            if not slots:
+            if not slots or not goes_on([slot.prompt for slot in slots]):
                 return
-            entering([slot.prompt for slot in slots])
             self._advance(slots)
             self.slot_steps += self._config.tuning.slots
             self.slot_steps_used += len(slots)

@@ -117,17 +117,20 @@ class TuningTable:
             )
             self.filesystem.move(temporary, final)
         except BaseException:
-            self.remove_torn(temporary)
+            self._remove(temporary)
             raise
         return final
 
-    def remove_torn(self, *paths: str) -> None:
-        """Delete what a killed writer has left; without arguments, all of it."""
+    def remove_leftovers(self) -> None:
+        """Delete what killed writers have left: everything that is hidden."""
         selector = pyarrow.fs.FileSelector(self.path, allow_not_found=True)
-        found = paths or [i.path for i in self.filesystem.get_file_info(selector) if i.base_name.endswith(".part")]
-        for path in found:
-            if self.filesystem.get_file_info(path).type != pyarrow.fs.FileType.NotFound:
-                self.filesystem.delete_file(path)
+        for info in self.filesystem.get_file_info(selector):
+            if info.base_name.startswith("."):
+                self.filesystem.delete_file(info.path)
+
+    def _remove(self, path: str) -> None:
+        if self.filesystem.get_file_info(path).type != pyarrow.fs.FileType.NotFound:
+            self.filesystem.delete_file(path)
 
     def read(self, files: Sequence[str], columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """The content of files, one after the other; all but the embeddings where no columns are named."""

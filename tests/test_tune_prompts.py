@@ -243,11 +243,18 @@ def test_slots_are_filled_again_at_once(model: StableDiffusion) -> None:
     tuner = PromptTuner(make_config(), model, rewards, encoded([""]), encoded)
     seen: list[list[str]] = []
     prompts = [f"{prompt} {i}" for i in range(6) for prompt in PROMPTS]
-    list(tuner.tune(prompts, lambda present: seen.append(list(present))))
+    list(tuner.tune(prompts, lambda present: seen.append(list(present)) is None))
     full = [present for present in seen if len(present) == 3]
     assert len(full) >= 0.9 * len(seen)
     assert all(len(present) == 3 for present in seen[: len(full)]), "a slot was empty while prompts were waiting"
     assert tuner.slot_steps_used == sum(map(len, seen)) and tuner.slot_steps == 3 * len(seen)
+
+
+def test_a_search_can_be_given_up(model: StableDiffusion) -> None:
+    encoded = EncodedPrompts(model)
+    tuner = PromptTuner(make_config(), model, Rewards(WeightedReward({Channel(): 1.0})), encoded([""]), encoded)
+    assert list(tuner.tune(PROMPTS, lambda present: tuner.slot_steps < 9)) == [], "all need six steps"
+    assert tuner.slot_steps == 9
 
 
 def test_no_prompts_are_no_work(model: StableDiffusion) -> None:
