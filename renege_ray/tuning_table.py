@@ -91,6 +91,10 @@ class TuningTable:
         self.root = root
         self.filesystem, self.path = pyarrow.fs.FileSystem.from_uri(root)
 
+    def create(self) -> None:
+        """Make the folder."""
+        self.filesystem.create_dir(self.path, recursive=True)
+
     def files(self) -> list[str]:
         """The paths of the files that are whole, in the table's filesystem."""
         selector = pyarrow.fs.FileSelector(self.path, allow_not_found=True)
@@ -105,7 +109,7 @@ class TuningTable:
         """
         name = f"part-{uuid.uuid4().hex}{SUFFIX}"
         temporary, final = f"{self.path}/.{name}.part", f"{self.path}/{name}"
-        self.filesystem.create_dir(self.path, recursive=True)
+        self.create()
         try:
             # Embeddings do not get smaller by compression, and plain pages can be read from the mapped file.
             pq.write_table(

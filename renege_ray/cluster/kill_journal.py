@@ -5,12 +5,15 @@ were in its slots then is a suspect, and a suspect is tuned alone, where another
 """
 
 import json
-from collections.abc import Sequence
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow.fs
 
 MAX_KILLS = 3  # the first attempt and two more
+MAX_DEATHS_AT_START = 5
 
 
 class KillJournal:
@@ -49,3 +52,21 @@ class KillJournal:
         except FileNotFoundError:
             return {}
         return found if isinstance(found, dict) else {}
+
+
+@contextmanager
+def counted_start(filesystem: pyarrow.fs.FileSystem, folder: str, session: str, workers: int) -> Iterator[None]:
+    """A worker's start, which leaves a mark for as long as it takes: Ray replaces a worker that dies without end.
+
+    Raises:
+        RuntimeError: there are too many marks of starts that nobody has survived.
+    """
+    prefix = f".start-{session}-"
+    infos = filesystem.get_file_info(pyarrow.fs.FileSelector(folder, allow_not_found=True))
+    if sum(info.base_name.startswith(prefix) for info in infos) >= MAX_DEATHS_AT_START + workers:
+        raise RuntimeError(f"{MAX_DEATHS_AT_START} workers died while they loaded the models; is memory short?")
+    mark = f"{folder}/{prefix}{uuid.uuid4().hex}"
+    with filesystem.open_output_stream(mark):
+        pass
+    yield
+    filesystem.delete_file(mark)

@@ -6,7 +6,8 @@ what Ray does again after a worker's death is what has no row yet.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,10 +17,11 @@ import torch
 from torch import Tensor
 
 import renege_ray
-from renege_ray.cluster.kill_journal import MAX_KILLS, KillJournal
+from renege_ray.cluster.kill_journal import MAX_KILLS, KillJournal, counted_start
 from renege_ray.cluster.mailbox import Mailbox
 from renege_ray.config import RunConfig, fingerprint
 from renege_ray.encoded_prompts import EncodedPrompts
+from renege_ray.errors import describe
 from renege_ray.method.embedding import EmbeddingMetadata
 from renege_ray.models import TextToImage, load_model
 from renege_ray.prompt_scores import PromptScores
@@ -46,7 +48,7 @@ class TuningJob:
 
     @property
     def mailbox(self) -> Mailbox:
-        """Where the driver asks to stop."""
+        """Where the driver asks to stop, and workers say why they failed."""
         return Mailbox(f"{self.root}/{self.session}")
 
 
@@ -72,17 +74,22 @@ class PromptWorker:
 
     def __init__(self, job: TuningJob) -> None:
         """Load everything."""
+        self._job, self._config, self._table = job, job.config, TuningTable(job.root)
         started = time.monotonic()
-        torch.set_num_threads(job.threads)
-        config, device = job.config, worker_device()
-        self._job, self._config = job, config
+        with self._telling_the_driver(), self._counted_start():
+            self._load()
+        self._load_seconds = time.monotonic() - started
+        self._next_look, self._stopping = 0.0, False
+
+    def _load(self) -> None:
+        config, device = self._config, worker_device()
+        torch.set_num_threads(self._job.threads)
         self._model: TextToImage = load_model(config.model, device)
         encoded = EncodedPrompts(self._model, capacity=1000)  # a prompt is needed for as long as it has a slot
         rewards = Rewards.load(config.rewards, device)
-        initial = initial_embedding(config, job.initial, encoded)
+        initial = initial_embedding(config, self._job.initial, encoded)
         self._tuner = PromptTuner(config, self._model, rewards, initial, encoded)
         self._scores = PromptScores(config, self._model, rewards, initial, encoded)
-        self._table = TuningTable(job.root)
         metadata = EmbeddingMetadata(
             text_encoder_hash=self._model.text_encoder_hash,
             text_encoder=self._model.text_encoder_name,
@@ -95,13 +102,27 @@ class PromptWorker:
             package_version=renege_ray.__version__,
         )
         self._schema = table_schema(self._scores.names, self._model.embedding_shape, metadata.to_header())
-        self._load_seconds = time.monotonic() - started
-        self._next_look, self._stopping = 0.0, False
+
+    def _counted_start(self) -> AbstractContextManager[None]:
+        _, workers = self._config.cluster.worker_range
+        return counted_start(self._table.filesystem, self._table.path, self._job.session, workers)
+
+    @contextmanager
+    def _telling_the_driver(self) -> Iterator[None]:
+        """Ray's own account of a worker's exception is long, and does not begin with its cause."""
+        try:
+            yield
+        except Exception as error:
+            self._job.mailbox.post(describe(error))
+            raise
 
     def __call__(self, chunk: pa.Table) -> dict[str, np.ndarray]:
         """Tune a chunk, but for what has a row already."""
+        with self._telling_the_driver():
+            return self._tune_chunk([PromptToTune(row["prompt"], row["category"]) for row in chunk.to_pylist()])
+
+    def _tune_chunk(self, prompts: Sequence[PromptToTune]) -> dict[str, np.ndarray]:
         started, before = time.monotonic(), (self._tuner.slot_steps, self._tuner.slot_steps_used)
-        prompts = [PromptToTune(row["prompt"], row["category"]) for row in chunk.to_pylist()]
         self._journal = KillJournal(
             self._table.filesystem, f"{self._table.path}/.kills-{self._job.session}-{prompts[0].id}.json"
         )

@@ -23,7 +23,7 @@ from renege_ray.cluster.signals import StopRequest, run_until_stopped
 from renege_ray.cluster.tracking import RunLog, open_run, resolve_uri
 from renege_ray.cluster.tuning_results import keep_results
 from renege_ray.config import RunConfig, to_mapping, write_config
-from renege_ray.errors import UserError
+from renege_ray.errors import UserError, describe
 from renege_ray.output import check_output_dir, make_output_dir
 from renege_ray.plan import describe_tuning_plan
 from renege_ray.progress import duration
@@ -36,8 +36,6 @@ SECONDS_BETWEEN_LOOKS = 2.0
 SECONDS_BETWEEN_LINES = 10.0
 # A chunk's last prompts leave slots empty: with 8 prompts a slot, that is a twentieth of the time.
 CHUNK_ROUNDS = 8
-# Of one actor. A prompt that kills its worker costs three; more than these, and it is not the prompts.
-MAX_RESTARTS = 30
 
 
 @dataclass
@@ -98,6 +96,7 @@ def _tune(config: RunConfig, inputs: TuningInputs, shape: WorkerShape, log: RunL
     """Run the pipeline to its end, however that comes, and close the run accordingly."""
     root = f"{shared_folder(config.output_dir, config.cluster.storage_path)}/prompts-{inputs.key}"
     table = TuningTable(root)
+    table.create()
     table.remove_leftovers()
     done = table.ids()
     missing = [prompt for prompt in inputs.prompts if prompt.id not in done]
@@ -136,29 +135,30 @@ def _run_pipeline(job: TuningJob, prompts: Sequence[PromptToTune], shape: Worker
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    _quiet_console()
     started = time.monotonic()
     figures: dict[str, float] = {}
     try:
-        chunks = ray.data.from_arrow([chunk_table(chunk) for chunk in _chunks(job.config, prompts, shape)])
-        told = chunks.map_batches(
+        chunks = _chunks(job.config, prompts, shape)
+        # Ray's defaults are what is wanted: a task is done again when its worker dies, max_errored_blocks is 0. How
+        # often a worker may die is for `kill_journal` to say.
+        told = ray.data.from_arrow([chunk_table(chunk) for chunk in chunks]).map_batches(
             PromptWorker,
             fn_constructor_args=(job,),
-            batch_size=None,  # a whole block
+            batch_size=len(chunks[0]),  # a whole block: with GPUs, Ray wants the number
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(
                 min_size=shape.min_workers, max_size=shape.max_workers, max_tasks_in_flight_per_actor=1
             ),
             num_cpus=shape.cpus,
             num_gpus=shape.gpus,
-            max_restarts=MAX_RESTARTS,
-            max_task_retries=-1,
         )
         for row in told.iter_rows():
             for name, value in row.items():
                 figures[name] = figures.get(name, 0.0) + float(value)
     except Exception as error:  # of a worker (a full disk, a model that cannot be loaded), or of Ray itself
-        return _Outcome(figures, _first_cause(error))
+        reasons = job.mailbox.take()
+        return _Outcome(figures, reasons[0] if reasons else describe(error))
     return _Outcome(figures | {"wall_seconds": time.monotonic() - started})
 
 
@@ -169,12 +169,11 @@ def _chunks(config: RunConfig, prompts: Sequence[PromptToTune], shape: WorkerSha
     return [prompts[start : start + size] for start in range(0, len(prompts), size)]
 
 
-def _first_cause(error: BaseException) -> str:
-    """One line of the exception that was raised in a worker, or of Ray's own where none was."""
-    while (cause := getattr(error, "cause", None) or error.__cause__) is not None:
-        error = cause
-    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+def _quiet_console() -> None:
+    """Ray Data tells the console of every step; its log file in Ray's own folder still has it all."""
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setLevel(logging.CRITICAL)
 
 
 class _Watch:
