@@ -32,3 +32,16 @@ class NaNWhere(Channel):
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         bad = torch.tensor([self._word in prompt for prompt in prompts])
         return super().__call__(images, prompts) * torch.where(bad, torch.nan, 1.0)
+
+
+class RaisesFor(Channel):
+    """Raises for prompts that contain a word."""
+
+    def __init__(self, word: str, error: type[Exception] = RuntimeError) -> None:
+        super().__init__()
+        self._word, self._error = word, error
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        if any(self._word in prompt for prompt in prompts):
+            raise self._error(f"no {self._word},\nplease")
+        return super().__call__(images, prompts)

@@ -17,7 +17,8 @@ from renege_ray.prompts import pair_seed, prompt_id
 from renege_ray.rewards import WeightedReward
 from renege_ray.train_global import Rewards
 from renege_ray.tune_prompts import PromptTuner, TunedPrompt, tuning_seeds
-from tests.simple_rewards import Channel, NaNWhere
+from tests.conftest import build_tiny_pipeline
+from tests.simple_rewards import Channel, NaNWhere, RaisesFor
 
 PROMPTS = ["a red fox", "a green hen", "two blue cows on a hill", "a cat", "x"]
 STEPS, GUIDANCE_SCALE = 5, 3.0
@@ -31,21 +32,8 @@ class Fickle(Channel):
         return -(super().__call__(images, prompts) / lengths - 0.07).abs()
 
 
-class RaisesFor(Channel):
-    def __init__(self, word: str, error: type[Exception] = RuntimeError) -> None:
-        super().__init__()
-        self._word, self._error = word, error
-
-    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        if any(self._word in prompt for prompt in prompts):
-            raise self._error(f"no {self._word},\nplease")
-        return super().__call__(images, prompts)
-
-
 @pytest.fixture(scope="module")
 def model() -> StableDiffusion:
-    from tests.conftest import build_tiny_pipeline
-
     return StableDiffusion(build_tiny_pipeline(prediction_type="v_prediction"), "tiny")
 
 

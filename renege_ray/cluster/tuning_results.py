@@ -6,6 +6,7 @@ from pathlib import Path
 
 import ray
 import torch
+from PIL import Image
 from torch import Tensor
 
 from renege_ray.cluster.prompt_worker import TuningJob, initial_embedding, worker_device
@@ -16,7 +17,7 @@ from renege_ray.encoded_prompts import EncodedPrompts
 from renege_ray.evaluate import Pair, generate
 from renege_ray.method.embedding import as_stored
 from renege_ray.models import load_model
-from renege_ray.pictures import image_grid, save_png
+from renege_ray.pictures import image_grid
 from renege_ray.prompt_embeddings import PromptEmbeddings
 from renege_ray.prompt_scores import METHODS
 from renege_ray.tune_prompts import tuning_seeds
@@ -55,13 +56,8 @@ def keep_results(
         "gains": write_listed(report, folder / "gains.csv"),
     }
     if report.failed < report.rows:
-        distributions = folder / "images" / "distributions.png"
-        save_png(draw_distributions(report), distributions)
-        log.image("distributions", distributions, report.rows)
-        artifacts["distributions"] = distributions
-        gallery = _gallery(job, table, report, shape, folder / "images" / "gallery.png")
-        log.image("gallery", gallery, report.rows)
-        artifacts["gallery"] = gallery
+        artifacts["distributions"] = log.image("distributions", draw_distributions(report), report.rows)
+        artifacts["gallery"] = log.image("gallery", _gallery(job, report, shape), report.rows)
     metrics = report.metrics() | _performance(report, figures)
     log.metrics(report.rows, metrics)
     artifacts |= _send_table(table, folder, log)
@@ -109,7 +105,7 @@ def _send_table(table: TuningTable, folder: Path, log: RunLog) -> dict[str, Path
     return {"prompts": path}
 
 
-def _gallery(job: TuningJob, table: TuningTable, report: TuningReport, shape: WorkerShape, path: Path) -> Path:
+def _gallery(job: TuningJob, report: TuningReport, shape: WorkerShape) -> Image.Image:
     """Best, middle and worst gains on fresh seeds under all methods, each from its first fresh seed."""
     chosen = report.chosen(GALLERY_EACH)
     prompts = [str(report["prompt"][index]) for _, index in chosen]
@@ -118,8 +114,7 @@ def _gallery(job: TuningJob, table: TuningTable, report: TuningReport, shape: Wo
     images = ray.get(task.remote(job, prompts))
     captions = [f"{name} {gain:+.3f}: {text}" for (name, _), gain, text in zip(chosen, gains, prompts, strict=True)]
     rows = {LABELS[method]: found for method, found in images.items()}
-    save_png(image_grid(rows, captions, "the same fresh seed in each column; gain over global"), path)
-    return path
+    return image_grid(rows, captions, "the same fresh seed in each column; gain over global")
 
 
 def _gallery_images(job: TuningJob, prompts: Sequence[str]) -> dict[str, Tensor]:
