@@ -26,7 +26,7 @@ from renege_ray.tune_prompts import Slot
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).resolve().parents[2]
-PROMPTS = 48
+PROMPTS = 40
 FLAGS = [
     "--tuning.lr", "2e-2", "--tuning.steps", "2", "--tuning.slots", "4", "--tuning.eval-seeds", "1",
     "--sampling.num-inference-steps", "4", "--sampling.gradient-steps", "0,3", "--rewards.judges", "[]",
@@ -74,6 +74,7 @@ def rows(folder: Path) -> pd.DataFrame:
 def job(folder: Path) -> Iterator[subprocess.Popen[str]]:
     """The job in its own process with a cluster of its own; neither outlives the test."""
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment["RAY_gcs_rpc_server_reconnect_timeout_s"] = "3"  # how long a driver waits for a cluster that is gone
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
     command = [sys.executable, str(ROOT / "jobs" / "tune_prompts.py"), *FLAGS]
     command += ["--num-workers", "2", "--tuning.num-prompts", str(PROMPTS), "--output-dir", str(folder)]
@@ -121,8 +122,7 @@ def test_kills_lose_nothing_and_double_nothing(tmp_path: Path) -> None:
         wait_for(lambda: files(folder) > at_the_kill + 3 and bool(below(process.pid, ["raylet"])), process)
         for pid in below(process.pid, ["raylet", "gcs_server", "MapWorker", "ray::"]):
             with_signal(pid, signal.SIGKILL)
-        with suppress(subprocess.TimeoutExpired):  # a driver without its cluster may wait for it: it is killed below
-            assert process.wait(timeout=60) != 0
+        assert process.wait(timeout=120) != 0, "the driver lives on without its cluster"
     middle = rows(folder)
     assert len(before) < len(middle) < PROMPTS
 
