@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import re
 import time
 import warnings
@@ -154,7 +155,7 @@ def _load_embeddings(request: GenerateRequest) -> dict[str, Tensor]:
         name: NegativeEmbedding.load(name)
         for name in request.negatives
         if name not in ("null", "handwritten")
-        and (Path(name).suffix.lower() in _EMBEDDING_SUFFIXES or Path(name).is_file())
+        and (Path(name).suffix.lower() in _EMBEDDING_SUFFIXES or os.path.isfile(name))
     }
     if loaded:
         encoder = identify_text_encoder(request.config.model)
@@ -167,7 +168,7 @@ def _open_tables(request: GenerateRequest, say: Callable[[str], None]) -> dict[s
     """The negatives that are folders of tuned prompts: the embeddings of all pairs, (P, L, D)."""
     found = {}
     for name in request.negatives:
-        if name not in ("null", "handwritten") and Path(name).is_dir():
+        if _is_table(name):
             from renege_ray.prompt_embeddings import PromptEmbeddings  # imports pyarrow
 
             encoder = identify_text_encoder(request.config.model)
@@ -197,12 +198,22 @@ def _text(name: str, config: RunConfig) -> str:
 def _label(name: str, config: RunConfig) -> str:
     if name == "handwritten":
         return f"handwritten\n{config.prompts.handwritten[0]}"
-    return Path(name).stem if Path(name).suffix.lower() in _EMBEDDING_SUFFIXES else name
+    return _short(name)
 
 
 def _slug(text: str) -> str:
-    stem = Path(text).stem if Path(text).suffix.lower() in _EMBEDDING_SUFFIXES else text
-    return re.sub(r"[^A-Za-z0-9]+", "-", stem).strip("-")[:40] or "text"
+    return re.sub(r"[^A-Za-z0-9]+", "-", _short(text)).strip("-")[:40] or "text"
+
+
+def _short(name: str) -> str:
+    """A negative's name without its folders, where it is a file or a folder."""
+    if Path(name).suffix.lower() in _EMBEDDING_SUFFIXES:
+        return Path(name).stem
+    return Path(name).name if _is_table(name) else name
+
+
+def _is_table(name: str) -> bool:
+    return name not in ("null", "handwritten") and os.path.isdir(name)  # unlike pathlib's, for any text, however long
 
 
 def _write_summary(folder: Path, files: Sequence[Path], seconds: float) -> None:
