@@ -59,7 +59,7 @@ def keep_results(
         artifacts["distributions"] = log.image("distributions", draw_distributions(report), report.rows)
         artifacts["gallery"] = log.image("gallery", _gallery(job, report, shape), report.rows)
     metrics = report.metrics() | _performance(report, figures)
-    log.metrics(report.rows, metrics)
+    log.metrics(report.rows, metrics | report.live_metrics())
     artifacts |= _send_table(table, folder, log)
     too_many = report.failed > config.tuning.max_failed
     log.finish("failed" if too_many or missing > 0 else "finished", artifacts=artifacts, metrics=metrics)
