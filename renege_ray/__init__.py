@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from renege_ray.method.schedule import Schedule, make_schedule
     from renege_ray.models import load_model
     from renege_ray.models.negative_embedding import NegativeEmbedding
+    from renege_ray.prompt_embeddings import PromptEmbeddings
     from renege_ray.rewards import load_rewards
 
 __version__ = "0.1.0"
 
 __all__ = [
     "NegativeEmbedding",
+    "PromptEmbeddings",
     "RunConfig",
     "Schedule",
     "UserError",
@@ -35,6 +37,7 @@ __all__ = [
 
 _HOME = {
     "NegativeEmbedding": "renege_ray.models.negative_embedding",
+    "PromptEmbeddings": "renege_ray.prompt_embeddings",
     "RunConfig": "renege_ray.config",
     "Schedule": "renege_ray.method.schedule",
     "UserError": "renege_ray.errors",

@@ -4,7 +4,7 @@ import argparse
 import inspect
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -17,8 +17,10 @@ from renege_ray.argument_parser import ArgumentParser
 from renege_ray.config import (
     CONFIG_FILE,
     RunConfig,
+    check_work_for_everybody,
     fingerprint,
     has_effect,
+    is_foreign,
     load_preset,
     parse_config,
     preset_names,
@@ -32,29 +34,39 @@ from renege_ray.yaml_files import parse_yaml
 
 DEFAULT_PRESET = "toy"
 
-ALIASES = {
-    "cluster.num_workers": "num-workers",
-    "prompts.train": "prompts",
-    "optim.init": "init",
-    "model.id": "model",
+_COMMON_ALIASES = {"cluster.num_workers": "num-workers", "model.id": "model"}
+_ALIASES = {
+    "train_global": _COMMON_ALIASES | {"prompts.train": "prompts", "optim.init": "init"},
+    "tune_prompts": _COMMON_ALIASES
+    | {"tuning.prompts": "prompts", "tuning.init": "init", "tuning.max_failed": "max-failed"},
 }
+_OTHER_FLAGS = ("--preset", "--resume", "--dry-run", "--help")
 
-_OTHER_FLAGS = ("--preset", "--resume", "--dry-run", "--help", *(f"--{alias}" for alias in ALIASES.values()))
-
-_EXAMPLES = """\
-examples:
+_EXAMPLES = {
+    "train_global": """\
   python jobs/{job}.py
       the model in the package, on this machine, from start to end
   python jobs/{job}.py --num-workers 2 --optim.lr 3e-3 --sampling.gradient-steps 0,10
       two workers; any field is a flag, in kebab-case or snake_case
   python jobs/{job}.py --prompts my_prompts.txt --init handwritten --rewards.train '{{toy: 1.0}}'
       lists and maps are YAML; a list may also be given as a,b
-  python jobs/{job}.py --dry-run
-      check everything, print the plan with its cost, start nothing
   python jobs/{job}.py --preset outputs/RUN/config.yaml
       repeat a run (in a new folder)
   python jobs/{job}.py --resume outputs/RUN
-      go on from the last checkpoint of a run
+      go on from the last checkpoint of a run""",
+    "tune_prompts": """\
+  python jobs/{job}.py --init outputs/RUN/negative_embedding.safetensors --num-prompts 100
+      refine a learned embedding for the first hundred prompts of the model in the package
+  python jobs/{job}.py --init FILE --prompts my_prompts.txt --num-workers 1-8 --cluster.gpus-per-worker 0.5
+      as many workers as there is room for, two on a GPU
+  the same command again
+      goes on where it was killed; a changed setting gets a folder of its own""",
+}
+_EPILOG = """\
+examples:
+{examples}
+  python jobs/{job}.py --dry-run
+      check everything, print the plan with its cost, start nothing
 
 flags win over the preset; the whole effective configuration is written to OUTPUT_DIR/config.yaml
 """
@@ -84,11 +96,34 @@ def from_args(argv: Sequence[str], job: str) -> Invocation:
     if resume is not None:
         if preset is not None:
             raise UserError("--preset: a resumed run has its configuration already; leave --preset or --resume out")
-        return Invocation(_resumed(Path(resume), given), resume=True, dry_run=dry_run)
+        return Invocation(_resumed(Path(resume), given, job), resume=True, dry_run=dry_run)
+    if job == "tune_prompts":
+        return _repeatable(load_preset(preset or DEFAULT_PRESET), given, job, dry_run)
     given.setdefault("output_dir", f"outputs/{job}-{datetime.now():%Y%m%d-%H%M%S}")
     config = _with(load_preset(preset or DEFAULT_PRESET), given)
+    check_work_for_everybody(config)
     check_output_dir(config.output_dir, resume=False)
     return Invocation(config, dry_run=dry_run)
+
+
+def _repeatable(preset: RunConfig, given: dict[str, Any], job: str, dry_run: bool) -> Invocation:
+    """An invocation of a job whose command, given again, goes on in its folder: named by the settings, unless the
+    user names it.
+    """
+    config = _with(preset, given)
+    if "output_dir" not in given:
+        config = _with(config, {"output_dir": f"outputs/{job}-{fingerprint(config, job)[:8]}"})
+    resume = (config.output_dir / CONFIG_FILE).exists()
+    check_output_dir(config.output_dir, resume=resume)
+    if resume:
+        stored = read_config(config.output_dir)
+        if name := _changed(stored, config, job, fields(RunConfig)):
+            old, new = (shown_value(_get(to_mapping(c), name)) for c in (stored, config))
+            raise UserError(
+                f"--output-dir: {config.output_dir} holds a run whose {name} is {old}, not {new}; "
+                "name another folder, or leave it out"
+            )
+    return Invocation(config, resume=resume, dry_run=dry_run)
 
 
 def run_job(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> Never:
@@ -112,22 +147,26 @@ def run_job(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | N
     sys.exit(code)
 
 
-def _resumed(folder: Path, given: dict[str, Any]) -> RunConfig:
+def _resumed(folder: Path, given: dict[str, Any], job: str) -> RunConfig:
     """The configuration of the run in `folder`, with such changes as leave its result alone."""
     check_output_dir(folder, resume=True)
     if Path(given.pop("output_dir", folder)).absolute() != folder.absolute():
         raise UserError("--output-dir: a resumed run goes on in its own folder; leave --output-dir out")
     stored = read_config(folder)
     config = _with(stored, given)
-    if fingerprint(config) != fingerprint(stored):
-        old, new = to_mapping(stored), to_mapping(config)
-        name = next(name for name in given if has_effect(name) and _get(old, name) != _get(new, name))
+    if name := _changed(stored, config, job, given):
         raise UserError(
-            f"{_flag(name)}: the run in {folder} has {shown_value(_get(old, name))}, and changing "
+            f"{_flag(name)}: the run in {folder} has {shown_value(_get(to_mapping(stored), name))}, and changing "
             f"it would change the result; leave the flag out, or start a new run "
             f"with --preset {folder / CONFIG_FILE}"
         )
     return config
+
+
+def _changed(stored: RunConfig, config: RunConfig, job: str, names: Iterable[str]) -> str:
+    """The first of the names whose setting differs and has an effect on the result of a job; "" if none has."""
+    old, new = to_mapping(stored), to_mapping(config)
+    return next((name for name in names if has_effect(name, job) and _get(old, name) != _get(new, name)), "")
 
 
 def _with(config: RunConfig, given: dict[str, Any]) -> RunConfig:
@@ -163,27 +202,45 @@ def _base_config(argv: Sequence[str]) -> RunConfig:
 class _Parser(ArgumentParser):
     """Raises UserError instead of printing usage, with the nearest flag for one that does not exist."""
 
+    job = ""
+
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         found, unknown = self.parse_known_args(args, namespace)
         for token in unknown:
             flag = token.split("=")[0]
             if flag.startswith("--"):
                 name = flag.removeprefix("--").replace("-", "_")
-                raise UserError(unknown_field(name, RunConfig, flag=flag, other_flags=_OTHER_FLAGS))
+                if name in fields(RunConfig):
+                    hint = _alike(name, self.job)
+                    raise UserError(f"{flag}: is a setting of another job and has no effect here{hint}")
+                others = [*_OTHER_FLAGS, *(f"--{alias}" for alias in _aliases(self.job).values())]
+                raise UserError(unknown_field(name, RunConfig, flag=flag, other_flags=others))
         if unknown:
             raise UserError(f"{unknown[0]}: not expected here; flags start with --, and values with spaces need quotes")
         return found
+
+
+def _aliases(job: str) -> dict[str, str]:
+    return _ALIASES.get(job, _ALIASES["train_global"])
+
+
+def _alike(name: str, job: str) -> str:
+    """A field of this job's that ends in the same word."""
+    leaf = name.rpartition(".")[2]
+    alike = [other for other in fields(RunConfig) if other.endswith(f".{leaf}") and not is_foreign(other, job)]
+    return f"; did you mean {_flag(alike[0])}?" if alike else ""
 
 
 def _parser(job: str, base: RunConfig) -> argparse.ArgumentParser:
     parser = _Parser(
         prog=f"jobs/{job}.py",
         usage="%(prog)s [--preset NAME|FILE] [--output-dir DIR | --resume DIR] [--dry-run] [--FIELD VALUE]",
-        epilog=_EXAMPLES.format(job=job),
+        epilog=_EPILOG.format(examples=_EXAMPLES.get(job, _EXAMPLES["train_global"]).format(job=job), job=job),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
+    parser.job = job
     run = parser.add_argument_group("run")
     presets = ", ".join(preset_names())
     run.add_argument("--preset", metavar="NAME|FILE", help=f"{presets}, or a YAML file (default: {DEFAULT_PRESET})")
@@ -194,19 +251,20 @@ def _parser(job: str, base: RunConfig) -> argparse.ArgumentParser:
     for name in RunConfig.model_fields:
         if name in known:
             default = None if name == "output_dir" else values[name]
-            _add_flag(run, name, known[name], default)
+            _add_flag(run, name, known[name], default, _aliases(job))
     for section, info in RunConfig.model_fields.items():
         model = info.annotation
-        if isinstance(model, type) and issubclass(model, BaseModel):
+        if isinstance(model, type) and issubclass(model, BaseModel) and not is_foreign(section, job):
             group = parser.add_argument_group(section, inspect.cleandoc(model.__doc__ or "").replace("%", "%%"))
             for leaf in model.model_fields:
                 name = f"{section}.{leaf}"
-                _add_flag(group, name, known[name], values[section][leaf])
+                if not is_foreign(name, job):
+                    _add_flag(group, name, known[name], values[section][leaf], _aliases(job))
     return parser
 
 
-def _add_flag(group: Any, name: str, info: FieldInfo, default: Any) -> None:
-    flags = [f"--{ALIASES[name]}"] if name in ALIASES else []
+def _add_flag(group: Any, name: str, info: FieldInfo, default: Any, aliases: dict[str, str]) -> None:
+    flags = [f"--{aliases[name]}"] if name in aliases else []
     shown = "" if default is None else f" (default: {shown_value(default)})"
     group.add_argument(
         *flags,

@@ -11,26 +11,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from renege_ray.config_errors import explain, nearest
+from renege_ray.config_types import AsTuple, Count, CountOrZero, Name, Section
 from renege_ray.errors import UserError
+from renege_ray.tuning_config import TuningConfig
 from renege_ray.yaml_files import read_yaml, write_yaml
 
 PRESETS = Path(__file__).parent / "presets"
 CONFIG_FILE = "config.yaml"
-
-Count = Annotated[int, Field(ge=1)]
-CountOrZero = Annotated[int, Field(ge=0)]
-Name = Annotated[str, Field(min_length=1)]
-# YAML has lists only; what is in them stays strictly typed.
-AsTuple = Field(strict=False)
-
-
-class Section(BaseModel):
-    """Immutable and strict: no unknown fields, no texts or booleans in place of numbers, no infinities."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class ModelConfig(Section):
@@ -228,6 +218,7 @@ class ClusterConfig(Section):
     cpus_per_worker: Literal["auto"] | Annotated[float, Field(gt=0)] = Field(
         "auto", description="CPU cores that a worker reserves; auto is an equal share"
     )
+    gpus_per_worker: float = Field(1.0, gt=0, description="GPUs that a worker reserves; below 1, several share one")
     max_failures: CountOrZero = Field(3, description="worker failures after which the run gives up")
     storage_path: Name | None = Field(
         None,
@@ -278,6 +269,7 @@ class RunConfig(Section):
     validation: ValidationConfig = ValidationConfig()
     test: TestConfig = TestConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    tuning: TuningConfig = TuningConfig()
     cluster: ClusterConfig = ClusterConfig()
 
     @field_validator("tracking_uri")
@@ -291,24 +283,30 @@ class RunConfig(Section):
         return uri
 
     @model_validator(mode="after")
-    def _work_for_everybody(self) -> Self:
-        group_size = self.optim.batch_size // self.optim.timestep_groups
-        workers = self.cluster.worker_range[1]
-        if workers > group_size:
-            raise ValueError(
-                f"cluster.num_workers: {self.cluster.num_workers} is more than the {group_size} samples of a "
-                f"timestep group (optim.batch_size {self.optim.batch_size} / optim.timestep_groups "
-                f"{self.optim.timestep_groups}), so some workers would have nothing to do; "
-                f"give {group_size} or fewer, or a larger batch"
-            )
+    def _enough_steps_for_gradients(self) -> Self:
         first, last = self.sampling.gradient_steps
-        if self.optim.gradients_per_rollout > last - first:
-            raise ValueError(
-                f"optim.gradients_per_rollout: {self.optim.gradients_per_rollout} is more than the "
-                f"{last - first} steps of sampling.gradient_steps [{first}, {last}]; "
-                f"give {last - first} or fewer"
-            )
+        for field, wanted in (
+            ("optim.gradients_per_rollout", self.optim.gradients_per_rollout),
+            ("tuning.gradients_per_rollout", self.tuning.gradients_per_rollout),
+        ):
+            if wanted > last - first:
+                raise ValueError(
+                    f"{field}: {wanted} is more than the {last - first} steps of sampling.gradient_steps "
+                    f"[{first}, {last}]; give {last - first} or fewer"
+                )
         return self
+
+
+def check_work_for_everybody(config: RunConfig) -> None:
+    """Check that every worker of a training has samples to compute. Raises UserError."""
+    group_size = config.optim.batch_size // config.optim.timestep_groups
+    if config.cluster.worker_range[1] > group_size:
+        raise UserError(
+            f"cluster.num_workers: {config.cluster.num_workers} is more than the {group_size} samples of a "
+            f"timestep group (optim.batch_size {config.optim.batch_size} / optim.timestep_groups "
+            f"{config.optim.timestep_groups}), so some workers would have nothing to do; "
+            f"give {group_size} or fewer, or a larger batch"
+        )
 
 
 def parse_config(data: Mapping[str, Any]) -> RunConfig:
@@ -363,19 +361,48 @@ def write_config(config: RunConfig, folder: Path) -> Path:
 
 # Where a run writes, who watches it and how often it saves change nothing about what it learns.
 _WITHOUT_EFFECT = ("output_dir", "experiment", "tracking_uri", "memory", "checkpoint", "cluster")
+# What a job does not look at.
+FOREIGN = {
+    "train_global": ("tuning", "cluster.gpus_per_worker"),
+    "tune_prompts": (
+        "optim", "validation", "test", "checkpoint", "prompts.train", "prompts.validation", "prompts.held_out",
+        "cluster.max_failures",
+    ),
+}  # fmt: skip
+# Which prompts are tuned, and how many at once, changes nothing about what any of them becomes.
+_WITHOUT_EFFECT_ON_A_PROMPT = tuple(
+    f"tuning.{name}" for name in ("prompts", "num_prompts", "slots", "micro_batch_size", "max_failed")
+)
 
 
-def has_effect(name: str) -> bool:
-    """Whether the field or section of this dotted name has an effect on the result."""
-    return name.split(".")[0] not in _WITHOUT_EFFECT
+def is_foreign(name: str, job: str) -> bool:
+    """Whether a job has no use for the field or section of this dotted name."""
+    return _is_within(name, FOREIGN.get(job, FOREIGN["train_global"]))
 
 
-def fingerprint(config: RunConfig) -> str:
+def has_effect(name: str, job: str = "train_global") -> bool:
+    """Whether the field or section of this dotted name has an effect on the result of a job."""
+    if job == "tune_prompts" and _is_within(name, _WITHOUT_EFFECT_ON_A_PROMPT):
+        return False
+    return not _is_within(name, _WITHOUT_EFFECT) and not is_foreign(name, job)
+
+
+def _is_within(name: str, names: tuple[str, ...]) -> bool:
+    return any(name == other or name.startswith(f"{other}.") for other in names)
+
+
+def fingerprint(config: RunConfig, job: str = "train_global") -> str:
     """16 hex digits, the same for two configurations exactly if these have to give the same result.
 
     Files (prompts, init, a local model) count by their names, not by what is in them: that is for
     `renege_ray.inputs` to watch.
     """
-    relevant = {name: value for name, value in to_mapping(config).items() if has_effect(name)}
+    relevant = {
+        name: {leaf: item for leaf, item in value.items() if has_effect(f"{name}.{leaf}", job)}
+        if isinstance(value, dict)
+        else value
+        for name, value in to_mapping(config).items()
+        if has_effect(name, job)
+    }
     text = json.dumps(relevant, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode("ascii")).hexdigest()[:16]

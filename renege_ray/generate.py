@@ -2,8 +2,10 @@
 
 import argparse
 import json
+import os
 import re
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -71,9 +73,10 @@ def parse_request(argv: Sequence[str]) -> GenerateRequest:
     add(
         "--negative",
         action="append",
-        metavar="FILE|null|handwritten|TEXT",
-        help="an embedding file, null (what the pipeline takes without one), handwritten (the preset's first one) or "
-        "any text; repeat it to compare (default: null)",
+        metavar="FILE|DIR|null|handwritten|TEXT",
+        help="an embedding file, the output folder of jobs/tune_prompts.py (each prompt has its own embedding there), "
+        "null (what the pipeline takes without one), handwritten (the preset's first one) or any text; repeat it to "
+        "compare (default: null)",
     )
     add("--seed", action="append", type=_seed, metavar="N", help="of the initial noise; may be repeated (default: 0)")
     add("--preset", default="toy", metavar="NAME|FILE", help="where the settings below come from (default: toy)")
@@ -105,15 +108,20 @@ def generate(request: GenerateRequest, say: Callable[[str], None] = print) -> li
     started = time.monotonic()
     config = request.config
     embeddings = _load_embeddings(request)
+    tables = _open_tables(request, say)
     model = load_model(config.model)
     folder = make_output_dir(config.output_dir)
     encoded = EncodedPrompts(model)
     rows, files = {}, []
     for number, name in enumerate(request.negatives):
-        negative = embeddings.get(name)
-        if negative is None:
-            negative = model.null_embedding() if name == "null" else encoded([_text(name, config)])
-        rows[_label(name, config)] = images = _in_batches(model, negative, request, encoded)
+        if name in tables:
+            negatives = tables[name]
+        else:
+            negative = embeddings.get(name)
+            if negative is None:
+                negative = model.null_embedding() if name == "null" else encoded([_text(name, config)])
+            negatives = negative.expand(len(request.pairs), -1, -1)
+        rows[_label(name, config)] = images = _in_batches(model, negatives, request, encoded)
         for pair, image in zip(request.pairs, images, strict=True):
             path = folder / "images" / f"{number}_{_slug(name)}_{_slug(pair.prompt)}_{pair.seed}.png"
             save_png(to_pil(image), path)
@@ -150,7 +158,7 @@ def _load_embeddings(request: GenerateRequest) -> dict[str, Tensor]:
         name: NegativeEmbedding.load(name)
         for name in request.negatives
         if name not in ("null", "handwritten")
-        and (Path(name).suffix.lower() in _EMBEDDING_SUFFIXES or Path(name).is_file())
+        and (Path(name).suffix.lower() in _EMBEDDING_SUFFIXES or os.path.isfile(name))
     }
     if loaded:
         encoder = identify_text_encoder(request.config.model)
@@ -160,14 +168,31 @@ def _load_embeddings(request: GenerateRequest) -> dict[str, Tensor]:
     return {}
 
 
-def _in_batches(model: TextToImage, negative: Tensor, request: GenerateRequest, encoded: EncodedPrompts) -> Tensor:
-    """Images (P, 3, H, W) of all pairs, on the CPU."""
+def _open_tables(request: GenerateRequest, say: Callable[[str], None]) -> dict[str, Tensor]:
+    """The negatives that are folders of tuned prompts: the embeddings of all pairs, packed, (P, L, D)."""
+    found = {}
+    for name in request.negatives:
+        if _is_table(name):
+            from renege_ray.prompt_embeddings import PromptEmbeddings  # imports pyarrow
+
+            encoder = identify_text_encoder(request.config.model)
+            with PromptEmbeddings.open(name) as embeddings, warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always")
+                embeddings.check_fits(encoder.layout.shapes, encoder.hash, encoder.name)
+                found[name] = embeddings.batch([pair.prompt for pair in request.pairs])
+            for line in dict.fromkeys(str(warning.message) for warning in told):
+                say(line)
+    return found
+
+
+def _in_batches(model: TextToImage, negatives: Tensor, request: GenerateRequest, encoded: EncodedPrompts) -> Tensor:
+    """Images (P, 3, H, W) of all pairs, each under its own negative of (P, L, D), on the CPU."""
     import torch
 
     size = request.config.validation.batch_size
-    pairs = request.pairs
-    chunks = (pairs[start : start + size] for start in range(0, len(pairs), size))
-    return torch.cat([make_images(model, negative, c, request.config.sampling, encoded).cpu() for c in chunks])
+    pairs, sampling = request.pairs, request.config.sampling
+    chunks = (slice(start, start + size) for start in range(0, len(pairs), size))
+    return torch.cat([make_images(model, negatives[c], pairs[c], sampling, encoded).cpu() for c in chunks])
 
 
 def _text(name: str, config: RunConfig) -> str:
@@ -177,12 +202,22 @@ def _text(name: str, config: RunConfig) -> str:
 def _label(name: str, config: RunConfig) -> str:
     if name == "handwritten":
         return f"handwritten\n{config.prompts.handwritten[0]}"
-    return Path(name).stem if Path(name).suffix.lower() in _EMBEDDING_SUFFIXES else name
+    return _short(name)
 
 
 def _slug(text: str) -> str:
-    stem = Path(text).stem if Path(text).suffix.lower() in _EMBEDDING_SUFFIXES else text
-    return re.sub(r"[^A-Za-z0-9]+", "-", stem).strip("-")[:40] or "text"
+    return re.sub(r"[^A-Za-z0-9]+", "-", _short(text)).strip("-")[:40] or "text"
+
+
+def _short(name: str) -> str:
+    """A negative's name without its folders, where it is a file or a folder."""
+    if Path(name).suffix.lower() in _EMBEDDING_SUFFIXES:
+        return Path(name).stem
+    return Path(name).name if _is_table(name) else name
+
+
+def _is_table(name: str) -> bool:
+    return name not in ("null", "handwritten") and os.path.isdir(name)  # unlike pathlib's, for any text, however long
 
 
 def _write_summary(folder: Path, files: Sequence[Path], seconds: float) -> None:

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from renege_ray.config import RunConfig
 from renege_ray.encoded_prompts import EncodedPrompts
-from renege_ray.errors import UserError
+from renege_ray.gradient_steps import stratified_step
 from renege_ray.memory import plan_memory
 from renege_ray.method.objective import predict_x0
 from renege_ray.method.rollout import rollout
+from renege_ray.micro_batches import MicroBatches
 from renege_ray.models.base import TextToImage
 from renege_ray.randomness import draw_index, noise
 from renege_ray.rewards.weighted import WeightedReward
@@ -59,21 +60,17 @@ def gradient_step_indices(config: RunConfig, step: int, group: int) -> tuple[int
     """The k step indices (0 = the noisiest) at which group `group` takes its gradients in step `step`,
     ascending.
 
-    The configured range [first, last) counts from the clean end. It is cut into k G strata of equal length;
-    group g draws one index from each of the strata g, G + g, 2 G + g, ...: over all groups every part of the
-    range has its share in each step, and over the steps each index is as likely as any other.
+    The configured range is cut into k G strata; group g draws one index from each of the strata g, G + g,
+    2 G + g, ...: over all groups every part of the range has its share in each step.
     """
-    first, last = config.sampling.gradient_steps
-    strata = config.optim.gradients_per_rollout * config.optim.timestep_groups
-    total = config.sampling.num_inference_steps
-    resolution = 1 << 30
-    indices = []
-    for m in range(config.optim.gradients_per_rollout):
-        stratum = m * config.optim.timestep_groups + group
-        u = draw_index(resolution, config.seed, "timestep", step, group, m)
-        from_the_end = first + (last - first) * (stratum * resolution + u) // (strata * resolution)
-        indices.append(total - 1 - from_the_end)
-    return tuple(sorted(indices))
+    groups, per_rollout = config.optim.timestep_groups, config.optim.gradients_per_rollout
+    drawn = (
+        stratified_step(
+            config.sampling, m * groups + group, groups * per_rollout, config.seed, "timestep", step, group, m
+        )
+        for m in range(per_rollout)
+    )
+    return tuple(sorted(drawn))
 
 
 def samples_of(config: RunConfig, prompts: Sequence[str], step: int, workers: Workers) -> list[list[Sample]]:
@@ -110,11 +107,17 @@ class GradientOfBatch:
         self._part_names = tuple(reward.names)
         group_size = config.optim.batch_size // config.optim.timestep_groups
         share = -(-group_size // workers.world_size)
-        plan = plan_memory(config, model)
+        given = config.optim.micro_batch_size
+        plan = plan_memory(config.memory, given, model)
         if plan.saving:
             model.save_memory()
-        self._finds_size = config.optim.micro_batch_size == "auto"
-        self.micro_batch_size = micro_batch_size or min(plan.micro_batch_size or share, share)
+        planned = min(plan.micro_batch_size or share, share)
+        self._micro_batches = MicroBatches(given, share, "optim.micro_batch_size", known=micro_batch_size or planned)
+
+    @property
+    def micro_batch_size(self) -> int:
+        """How many samples are computed at once."""
+        return self._micro_batches.size
 
     def __call__(self, step: int, negative: Tensor, *, stop: bool = False) -> GlobalGradient:
         """The gradient at `negative` (1, L, D) float32 of the mean reward of global batch `step`.
@@ -126,28 +129,15 @@ class GradientOfBatch:
         per_rollout = optim.gradients_per_rollout
         gradient = torch.zeros(negative.shape, dtype=torch.float64)
         table = torch.zeros(optim.batch_size, per_rollout, 1 + len(self._part_names), dtype=torch.float64)
+
+        def compute(samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
+            return self._micro_batch(step, samples, negative)
+
         for samples in samples_of(self._config, self._prompts, step, self._workers):
-            start = 0
-            while start < len(samples):
-                micro = samples[start : start + self.micro_batch_size]
-                done = self._try_micro_batch(step, micro, negative)
-                if done is None:
-                    self._halve()
-                    continue
-                micro_gradient, rewards = done
+            for micro, (micro_gradient, rewards) in self._micro_batches.over(samples, compute):
                 gradient += micro_gradient.cpu()
                 table[[sample.index for sample in micro]] = rewards.cpu()
-                start += len(micro)
         return self._reduce(gradient, table, stop)
-
-    def _try_micro_batch(self, step: int, samples: Sequence[Sample], negative: Tensor) -> tuple[Tensor, Tensor] | None:
-        """`_micro_batch`, or None where the accelerator's memory did not suffice. The exception ends here,
-        since it holds on to all that the failed attempt had allocated.
-        """
-        try:
-            return self._micro_batch(step, samples, negative)
-        except torch.cuda.OutOfMemoryError:
-            return None
 
     def _micro_batch(self, step: int, samples: Sequence[Sample], negative: Tensor) -> tuple[Tensor, Tensor]:
         """Sum of the valid gradients (1, L, D) float64, and rewards (b, k, 1 + parts) float64, NaN where
@@ -180,18 +170,6 @@ class GradientOfBatch:
             column = torch.stack([rewards, *(parts[name] for name in self._part_names)], dim=1).detach().double()
             columns.append(torch.where(valid[:, None], column, torch.nan))
         return total, torch.stack(columns, dim=1)
-
-    def _halve(self) -> None:
-        """Half the micro-batch after the accelerator ran out of memory; the size is kept for the rest of the
-        run.
-        """
-        if not self._finds_size or self.micro_batch_size == 1:
-            raise UserError(
-                f"optim.micro_batch_size: {self.micro_batch_size} does not fit into the memory of "
-                f"{self._model.device}; use a smaller one, 'auto' to have it found, or a model of smaller images"
-            )
-        self.micro_batch_size //= 2
-        torch.cuda.empty_cache()
 
     def _reduce(self, gradient: Tensor, table: Tensor, stop: bool) -> GlobalGradient:
         """Sum over the workers: the gradient, the table of rewards (each row filled by one worker), the wish

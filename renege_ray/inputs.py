@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from renege_ray.config import RewardsConfig, RunConfig
+from renege_ray.config import ModelConfig, RewardsConfig, RunConfig
 from renege_ray.errors import UserError
 from renege_ray.method.embedding import NegativeEmbedding
 from renege_ray.models.text_encoder import identify_text_encoder
@@ -46,6 +46,23 @@ def read_inputs(config: RunConfig) -> Inputs:
         UserError: a name that is not known, a model or the weights of a reward that cannot be found (those of
             the Hub are downloaded here), a file that is missing, empty or damaged, an embedding that does not fit.
     """
+    check_models(config)
+    sets = load_splits({split: getattr(config.prompts, split) for split in _SPLITS})
+    notes = [
+        f"prompts.{split}: {found.notes()}"
+        for split, found in sets.items()
+        if getattr(config.prompts, split) != TOY or found.remarks
+    ]
+    prompts = Prompts(**{split: found.prompts for split, found in sets.items()})
+    return Inputs(prompts, read_initial(config.optim.init, "optim.init", config.model), tuple(notes))
+
+
+def check_models(config: RunConfig) -> None:
+    """Check that rewards, model and LoRA are there, without loading them; the Hub's files are downloaded here.
+
+    Raises:
+        UserError: a name that is not known, or files that cannot be found.
+    """
     _check_rewards(config.rewards)
     if config.model.id != "toy":
         from renege_ray.models.hub import find_folder  # imports diffusers
@@ -55,14 +72,6 @@ def read_inputs(config: RunConfig) -> Inputs:
         from renege_ray.models.lora import check_lora  # likewise
 
         check_lora(config.model.lora)
-    sets = load_splits({split: getattr(config.prompts, split) for split in _SPLITS})
-    notes = [
-        f"prompts.{split}: {found.notes()}"
-        for split, found in sets.items()
-        if getattr(config.prompts, split) != TOY or found.remarks
-    ]
-    prompts = Prompts(**{split: found.prompts for split, found in sets.items()})
-    return Inputs(prompts, _initial(config), tuple(notes))
 
 
 def _check_rewards(config: RewardsConfig) -> None:
@@ -78,13 +87,18 @@ def _check_rewards(config: RewardsConfig) -> None:
     locate_rewards([*named, *judges], config.checkpoints)
 
 
-def _initial(config: RunConfig) -> Tensor | None:
-    if config.optim.init in _NAMED_STARTS:
+def read_initial(init: str, field: str, model: ModelConfig) -> Tensor | None:
+    """The initial embedding, packed, (1, L, D) float32, where a setting names a file; None for a named start.
+
+    Raises:
+        UserError: it is neither a named start nor a file, or the file does not fit the model.
+    """
+    if init in _NAMED_STARTS:
         return None
-    if not Path(config.optim.init).is_file():
-        raise UserError(f"optim.init: {config.optim.init!r} is neither null, handwritten, nor an existing file")
-    embedding = NegativeEmbedding.load(config.optim.init)
-    encoder = identify_text_encoder(config.model)
+    if not Path(init).is_file():
+        raise UserError(f"{field}: {init!r} is neither null, handwritten, nor an existing file")
+    embedding = NegativeEmbedding.load(init)
+    encoder = identify_text_encoder(model)
     embedding.check_fits(encoder.layout.shapes, encoder.hash, encoder.name)
     return encoder.layout.pack(embedding.tensors)
 

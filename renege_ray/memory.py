@@ -12,10 +12,10 @@ few samples fit. Hence the rule: keep the activations where at least `ENOUGH` sa
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
-from renege_ray.config import RunConfig
 from renege_ray.models.base import TextToImage
 
 TIERS = {"16gb": 16.0, "24gb": 24.0, "80gb": 80.0}  # GB as on the box, 10^9 bytes
@@ -35,15 +35,19 @@ class MemoryPlan:
     saving: bool
 
 
-def plan_memory(config: RunConfig, model: TextToImage) -> MemoryPlan:
+def plan_memory(memory: str, given: Literal["auto"] | int, model: TextToImage) -> MemoryPlan:
     """What fits beside all that has been loaded already.
 
     A micro-batch size that the user gave is kept; activations are then saved if it does not fit otherwise. The
-    figures are estimates: where they are too high by much, a larger `optim.micro_batch_size` may be given; where too
-    low, a run with `auto` halves the size.
+    figures are estimates: where they are too high by much, a larger micro-batch may be given; where too low, a run
+    with `auto` halves the size.
+
+    Args:
+        memory: as `RunConfig.memory`.
+        given: the setting of the micro-batch size.
+        model: on its device.
     """
-    available = available_memory(config.memory, model.device)
-    given = config.optim.micro_batch_size
+    available = available_memory(memory, model.device)
     if available is None:
         return MemoryPlan(None if given == "auto" else given, saving=False)
     kept, saved = (int(available // (model.gradient_memory(saving=saving) + REWARD)) for saving in (False, True))

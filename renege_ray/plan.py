@@ -1,4 +1,4 @@
-"""What a training run will cost, counted before it starts."""
+"""What a run will cost, counted before it starts."""
 
 import time
 from collections.abc import Sequence
@@ -81,6 +81,35 @@ def describe_plan(config: RunConfig, workers: str, notes: Sequence[str]) -> str:
         *notes,
         *(f"{name}: {_counts(cost)}" for name, cost in parts.items()),
         f"in all: {_counts(total)}",
+        _estimate(config, total),
+        "dry run: nothing was started",
+    ]
+    return "\n".join(line for line in lines if line)
+
+
+def tuning_cost(config: RunConfig, prompts: int) -> Cost:
+    """All prompts, if none stops early: every candidate's generation and gradient, and what else is compared."""
+    tuning = config.tuning
+    seeds = tuning.tune_seeds + tuning.eval_seeds
+    generated = (tuning.steps + 1) * tuning.tune_seeds + 2 * seeds + 2 * tuning.eval_seeds
+    gradients = prompts * tuning.steps * tuning.tune_seeds * tuning.gradients_per_rollout
+    return evaluation_cost(config, prompts * generated) + Cost(
+        2 * gradients, gradients, gradients, gradients, gradients
+    )
+
+
+def describe_tuning_plan(config: RunConfig, prompts: int, notes: Sequence[str]) -> str:
+    """The plan of per-prompt tuning as text."""
+    tuning = config.tuning
+    total = tuning_cost(config, prompts)
+    lines = [
+        f"model {config.model.id}, rewards {config.rewards.train}, "
+        f"held out {', '.join(config.rewards.held_out) or 'none'}",
+        f"{prompts} prompts from {tuning.prompts}, starting from {tuning.init}; at most {tuning.steps} updates each, "
+        f"on {tuning.tune_seeds} images, compared on {tuning.eval_seeds} more",
+        f"{config.cluster.num_workers} worker(s) of {tuning.slots} slots; results in {config.output_dir}",
+        *notes,
+        f"at most: {_counts(total)}",
         _estimate(config, total),
         "dry run: nothing was started",
     ]

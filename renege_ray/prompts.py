@@ -69,13 +69,15 @@ class PromptSet:
         return f"{self.name}: {', '.join(parts)}"
 
 
-def load_prompts(source: str, split: Split) -> PromptSet:
+def load_prompts(source: str, split: Split, field: str | None = None) -> PromptSet:
     """All prompts of a source; of 'toy', those of `split`.
+
+    `field` is what the configuration calls the source, by default `prompts.<split>`.
 
     Raises:
         UserError: there is no such source, or it cannot be read; see `read_prompt_file` and `read_builtin`.
     """
-    return _load(source, split)[0]
+    return _load(source, split, field)[0]
 
 
 def load_splits(sources: Mapping[Split, str]) -> dict[Split, PromptSet]:
@@ -137,9 +139,9 @@ def split_of(prompt_id: str, among: Iterable[Split]) -> Split:
     return "train" if "train" in shares else next(reversed(shares))  # a float that was rounded up to 1
 
 
-def _load(source: str, split: Split) -> tuple[PromptSet, object]:
+def _load(source: str, split: Split, field: str | None = None) -> tuple[PromptSet, object]:
     """The prompts of a source, and a key that is the same for two sources if they are one."""
-    field = f"prompts.{split}"
+    field = field or f"prompts.{split}"
     if source == TOY:
         from renege_ray.models.toy.captions import prompts  # the toy model's code is needed for its own set only
 

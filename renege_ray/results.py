@@ -11,11 +11,11 @@ from renege_ray.config import RunConfig, fingerprint
 from renege_ray.evaluate import Evaluation
 from renege_ray.image_statistics import ImageStatistics
 from renege_ray.method.ascent import Ascent
-from renege_ray.method.embedding import EmbeddingMetadata, NegativeEmbedding
+from renege_ray.method.embedding import STORAGE_DTYPE, EmbeddingMetadata, NegativeEmbedding
 from renege_ray.models.layout import EmbeddingLayout
 from renege_ray.pictures import image_grid, save_png, text_table
 from renege_ray.prompts import source_label
-from renege_ray.train_global import REWARD, STORAGE_DTYPE, ascent_settings
+from renege_ray.train_global import REWARD, ascent_settings
 from renege_ray.training_state import TrainingState
 
 LABELS = {"null": "null", "handwritten": "handwritten", "global": "global (learned)"}

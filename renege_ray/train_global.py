@@ -9,25 +9,27 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from renege_ray.config import RunConfig, fingerprint
+from renege_ray.config import RewardsConfig, RunConfig, fingerprint
 from renege_ray.early_stop import ValidationPoint, should_stop
 from renege_ray.encoded_prompts import EncodedPrompts
 from renege_ray.errors import UserError
 from renege_ray.evaluate import Evaluation, Pair, evaluate, make_pairs
 from renege_ray.global_gradient import GlobalGradient, GradientOfBatch
 from renege_ray.method.ascent import Ascent, AscentReport, AscentSettings
+from renege_ray.method.embedding import as_stored
 from renege_ray.models.base import TextToImage
+from renege_ray.rewards import load_rewards, load_scorers
 from renege_ray.rewards.base import Reward, Scorer, as_scorer
 from renege_ray.rewards.weighted import WeightedReward
 from renege_ray.training_state import BestEmbedding, TrainingState
 from renege_ray.workers import Workers
 
 INVALID_IN_A_ROW = 10
-STORAGE_DTYPE = torch.float16
 REWARD = "reward"  # the name of the weighted sum of the training rewards among the scores
 
 
@@ -51,6 +53,21 @@ class Rewards:
     train: WeightedReward
     held_out: Sequence[Reward] = ()
     judges: Sequence[Scorer] = ()
+
+    @classmethod
+    def load(cls, config: RewardsConfig, device: torch.device | str = "cpu") -> "Rewards":
+        """Those that a configuration names.
+
+        Raises:
+            UserError: a name that is not known, or weights that are missing or damaged.
+        """
+        options: dict[str, Any] = {"checkpoints": config.checkpoints, "dtype": config.dtype}
+        trained = load_rewards(config.train, device, **options)
+        return cls(
+            WeightedReward({reward: config.train[name] for name, reward in trained.items()}),
+            tuple(load_rewards(config.held_out, device, **options).values()),
+            tuple(load_scorers(config.judges, device, **options).values()),
+        )
 
     def scorers(self) -> list[Scorer]:
         """All of them; the weighted training reward goes by the name `reward`."""
@@ -90,11 +107,6 @@ class Result:
     def best(self) -> Tensor:
         """The best embedding by validation, (1, L, D) rounded to the storage type."""
         return self.state.best.prompt_embeds
-
-
-def as_stored(embedding: Tensor) -> Tensor:
-    """The embedding rounded to its storage type, in float32: what is measured is what will be stored."""
-    return embedding.to(STORAGE_DTYPE).float()
 
 
 def train_global(

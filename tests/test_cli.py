@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from renege_ray.cli import Invocation, from_args, run_job
-from renege_ray.config import RunConfig, fingerprint, load_preset, write_config
+from renege_ray.config import FOREIGN, RunConfig, fingerprint, is_foreign, load_preset, write_config
 from renege_ray.config_errors import fields
 from renege_ray.errors import UserError
 from renege_ray.output import make_output_dir
@@ -88,15 +88,16 @@ def test_flags(argv: list[str], name: str, value: Any) -> None:
     assert value_of(parse(*argv).config, name) == value
 
 
-def test_every_field_has_a_flag_that_takes_its_own_value() -> None:
+@pytest.mark.parametrize("job", FOREIGN)
+def test_every_field_of_a_job_has_a_flag_that_takes_its_own_value(job: str) -> None:
     preset = load_preset("toy")
     for name in fields(RunConfig):
         value = value_of(preset, name)
-        if name == "output_dir" or value is None:
+        if name == "output_dir" or value is None or is_foreign(name, job):
             continue
         text = str(list(value) if isinstance(value, tuple) else value)
         text = text.lower() if isinstance(value, bool) else text
-        assert value_of(parse(f"--{name}", text).config, name) == value, name
+        assert value_of(from_args([f"--{name}", text], job).config, name) == value, name
 
 
 def test_flags_win_over_a_preset_file_over_defaults() -> None:
@@ -165,7 +166,7 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     assert ended.value.code == 0
     text = capsys.readouterr().out
     for name in fields(RunConfig):
-        assert f"--{name.replace('_', '-')}" in text
+        assert (f"--{name.replace('_', '-')} " in text) != is_foreign(name, "train_global")
     assert "python jobs/train_global.py --resume" in text
     assert f"(default: {list(load_preset('toy').sampling.gradient_steps)})" in " ".join(text.split())
 
@@ -246,6 +247,28 @@ def test_a_stored_configuration_repeats_a_run() -> None:
     repeated = parse("--preset", "run/config.yaml").config
     assert fingerprint(repeated) == fingerprint(config)
     assert repeated.output_dir != config.output_dir
+
+
+# A job whose command is given again
+
+
+def test_the_same_tuning_command_goes_on_in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = from_args(["--tuning.lr", "1e-2"], "tune_prompts")
+    assert not first.resume and first.config.output_dir.name.startswith("tune_prompts-")
+    write_config(first.config, make_output_dir(first.config.output_dir))
+    again = from_args(["--tuning.lr", "1e-2", "--num-workers", "1-8", "--max-failed", "3"], "tune_prompts")
+    assert again.resume and again.config.output_dir == first.config.output_dir
+    assert from_args(["--tuning.lr", "2e-3"], "tune_prompts").config.output_dir != first.config.output_dir
+    with pytest.raises(UserError, match=r"tuning.lr is 0.01, not 0.002"):
+        from_args(["--tuning.lr", "2e-3", "--output-dir", str(first.config.output_dir)], "tune_prompts")
+
+
+def test_settings_of_another_job_are_refused_with_the_own_one() -> None:
+    with pytest.raises(UserError, match=r"--optim.lr: is a setting of another job .* --tuning.lr\?"):
+        from_args(["--optim.lr", "1e-2"], "tune_prompts")
+    with pytest.raises(UserError, match=r"--tuning.lr: is a setting of another job .* --optim.lr\?"):
+        from_args(["--tuning.lr", "1e-2"], "train_global")
 
 
 # How a job ends

@@ -6,6 +6,7 @@ from pydantic import ValidationError
 
 from renege_ray.config import (
     RunConfig,
+    check_work_for_everybody,
     fingerprint,
     load_preset,
     parse_config,
@@ -120,8 +121,6 @@ def test_handwritten_candidates_are_not_repeated() -> None:
         ("cluster.num_workers", "many", ["cluster.num_workers: 'many' is not a number of workers"]),
         ("cluster.num_workers", -2, ["cluster.num_workers: -2 is not a number of workers"]),
         ("cluster.num_workers", True, ["cluster.num_workers: True is not a number of workers"]),
-        ("cluster.num_workers", 17, ["cluster.num_workers: 17", "16 samples", "give 16 or fewer"]),
-        ("cluster.num_workers", "1-17", ["cluster.num_workers: 1-17", "16 samples"]),
         ("cluster.cpus_per_worker", 0, ["cluster.cpus_per_worker: 0", "auto or a positive number"]),
         ("cluster.use_gpu", "maybe", ["cluster.use_gpu: 'maybe'", "auto or true or false"]),
         ("rewards.train", {}, ["rewards.train: {}", "{toy: 1.0}"]),
@@ -307,6 +306,32 @@ def test_fingerprint_ignores_what_has_no_effect(name: str, value: Any) -> None:
 )
 def test_fingerprint_knows_what_has_an_effect(name: str, value: Any) -> None:
     assert fingerprint(parse_config(nested(name, value))) != fingerprint(RunConfig())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "training", "tuning"),
+    [
+        ("tuning.lr", 1e-3, False, True),
+        ("tuning.tune_seeds", 3, False, True),
+        ("tuning.slots", 3, False, False),
+        ("tuning.num_prompts", 3, False, False),
+        ("optim.lr", 1e-3, True, False),
+        ("prompts.train", "x.txt", True, False),
+        ("prompts.handwritten", ["x"], True, True),
+        ("seed", 1, True, True),
+    ],
+)
+def test_fingerprints_of_jobs_know_their_own_settings(name: str, value: Any, training: bool, tuning: bool) -> None:
+    changed = parse_config(nested(name, value))
+    assert (fingerprint(changed) != fingerprint(RunConfig())) == training
+    assert (fingerprint(changed, "tune_prompts") != fingerprint(RunConfig(), "tune_prompts")) == tuning
+
+
+@pytest.mark.parametrize("workers", [17, "1-17"])
+def test_a_training_has_work_for_every_worker(workers: int | str) -> None:
+    check_work_for_everybody(parse_config({"cluster": {"num_workers": 16}}))
+    with pytest.raises(UserError, match=r"cluster.num_workers: .*17 .* 16 samples .*give 16 or fewer"):
+        check_work_for_everybody(parse_config({"cluster": {"num_workers": workers}}))
 
 
 def test_fingerprint_is_the_same_for_numbers_written_otherwise() -> None:

@@ -18,11 +18,15 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import save_file
 
-from renege_ray.config import parse_config, write_config
+from renege_ray.config import load_preset, parse_config, write_config
 from renege_ray.errors import UserError
+from renege_ray.generate import generate, parse_request
 from renege_ray.inputs import read_inputs, record_inputs
 from renege_ray.method.embedding import EmbeddingMetadata, NegativeEmbedding
+from renege_ray.models.layout import EmbeddingLayout
 from renege_ray.models.text_encoder import hash_text_encoder
+from renege_ray.tune_prompts import TunedPrompt
+from renege_ray.tuning_table import PromptToTune, TuningTable, make_row, table_schema
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -89,6 +93,52 @@ def test_bad_flags(case: str, nothing_starts: None, tmp_path: Path, monkeypatch:
     assert not any(tmp_path.iterdir()), "bad input leaves nothing behind"
 
 
+BAD_TUNING: dict[str, tuple[list[str], str]] = {
+    "no prompts file": (["--prompts", "none.txt"], "tuning.prompts: there is no file none.txt"),
+    "no embedding": (["--init", "none.safetensors"], "tuning.init: 'none.safetensors'"),
+    "no seeds": (["--tuning.tune-seeds", "0"], "tuning.tune_seeds: 0"),
+    "no fresh seeds": (["--tuning.eval-seeds", "0"], "tuning.eval_seeds: 0"),
+    "no patience": (["--tuning.patience", "0"], "tuning.patience: 0"),
+    "bad averages": (["--tuning.betas", "0.9,1"], "tuning.betas: [0.9, 1.0]"),
+    "too many gradients": (
+        ["--tuning.gradients-per-rollout", "3", "--sampling.gradient-steps", "0,2"],
+        "tuning.gradients_per_rollout: 3",
+    ),
+    "the other job's rate": (["--optim.lr", "1e-3"], "did you mean --tuning.lr?"),
+    "reversed workers": (["--num-workers", "8-1"], "8-1 is reversed"),
+    "too many workers for the machine": (["--num-workers", "4", "--cluster.cpus-per-worker", "4096"], "room for 0"),
+    "no such run": (["--resume", "nowhere"], "--resume"),
+    "unknown reward": (["--rewards.train", "{toyy: 1.0}"], "did you mean 'toy'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_TUNING)
+def test_bad_flags_of_tuning(case: str, nothing_starts: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags, expected = BAD_TUNING[case]
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        job("tune_prompts").main(flags)
+    assert expected in str(caught.value) and "\n" not in str(caught.value)
+    assert not any(tmp_path.iterdir()), "bad input leaves nothing behind"
+
+
+def test_the_folder_of_another_job_is_refused(nothing_starts: None, tmp_path: Path) -> None:
+    write_config(load_preset("toy").model_copy(update={"output_dir": tmp_path}), tmp_path)
+    (tmp_path / "tracking.json").write_text('{"job": "train_global"}')
+    with pytest.raises(UserError, match="holds a run of train_global"):
+        job("tune_prompts").main(["--output-dir", str(tmp_path)])
+
+
+def test_the_plan_of_tuning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Repeated prompts are tuned once, whatever their spacing; strange ones are prompts like others."""
+    content = "a fox\na  fox\n\n'; DROP TABLE x\n../../etc\n\x1b[2J\n🦊 狐\n" + "word " * 10_000
+    prompts = prompts_file(tmp_path, content.encode())
+    assert job("tune_prompts").main(["--prompts", prompts, "--output-dir", str(tmp_path / "o"), "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "6 prompts from" in printed and "1 repeated prompt is tuned once" in printed and "dry run" in printed
+    assert not (tmp_path / "o").exists()
+
+
 @pytest.mark.parametrize(
     ("content", "expected"), [(b"", "is empty"), (b"\n \n", "no prompt"), (b"caf\xe9\n", "not UTF-8")]
 )
@@ -146,6 +196,7 @@ def test_embeddings_that_do_not_fit(nothing_starts: None, tmp_path: Path, model_
     for path, expected in cases.items():
         for name, flags in {
             "train_global": ["--init", path],
+            "tune_prompts": ["--init", path],
             "generate": ["--prompt", "a fox", "--negative", path],
         }.items():
             common = ["--model", str(model_folder), "--output-dir", str(tmp_path / "out")]
@@ -204,6 +255,49 @@ def test_generate_makes_the_images_of_diffusers(model_folder: Path, tmp_path: Pa
     assert difference.abs().max() <= 1
     with pytest.raises(UserError):
         job("generate").main(["--prompt", "a fox", "--negative", str(path), "--output-dir", str(tmp_path / "o")])
+
+
+def test_a_folder_of_tuned_prompts_is_a_negative(model_folder: Path, tmp_path: Path, tiny_pipeline: Any) -> None:
+    """Each prompt has its own embedding; one that has none says whose it is given."""
+    pipeline = tiny_pipeline().to(torch.float32)
+    embeddings = {text: torch.randn(1, 12, 16).half() for text in ("a red fox", "a hen")}
+    header = EmbeddingMetadata(text_encoder_hash=hash_text_encoder(pipeline.text_encoder)).to_header()
+    rows = [
+        make_row(PromptToTune(text), TunedPrompt(text, n, 0, 0, False, (), {}, 0.0), {}, ([1], [2]), False)
+        for text, n in embeddings.items()
+    ]
+    TuningTable(str(tmp_path / "run" / "prompts-x")).write(rows, table_schema([], EmbeddingLayout(12, 16), header))
+    told: list[str] = []
+    request = parse_request(
+        [
+            *("--prompt", "a red fox", "--prompt", "a hen", "--prompt", "a green fox", "--seed", "6"),
+            *(
+                "--negative",
+                str(tmp_path / "run"),
+                "--negative",
+                "low quality, " * 400,
+                "--model",
+                str(model_folder),
+                "--output-dir",
+                str(tmp_path / "out"),
+            ),
+            *("--num-inference-steps", "3", "--guidance-scale", "4"),
+        ]
+    )
+    generate(request, told.append)
+    assert any("'a green fox' has not been tuned; using the embedding of 'a red fox'" in line for line in told)
+    for prompt, own in (("a red fox", "a red fox"), ("a hen", "a hen"), ("a green fox", "a red fox")):
+        expected = pipeline(
+            prompt, negative_prompt_embeds=embeddings[own].float(), num_inference_steps=3, guidance_scale=4.0,
+            generator=torch.Generator().manual_seed(6), height=16, width=16, output_type="pil",
+        ).images[0]  # fmt: skip
+        made = Image.open(tmp_path / "out" / "images" / f"0_run_{prompt.replace(' ', '-')}_6.png")
+        difference = torch.tensor(list(made.tobytes())).int() - torch.tensor(list(expected.tobytes())).int()
+        assert difference.abs().max() <= 1
+    with pytest.raises(UserError, match="holds no tuned prompts"):
+        generate(
+            parse_request(["--prompt", "x", "--negative", str(tmp_path / "out"), "--output-dir", str(tmp_path / "p")])
+        )
 
 
 def test_from_the_shell(tmp_path: Path) -> None:

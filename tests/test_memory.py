@@ -4,7 +4,6 @@ from typing import Any
 import pytest
 import torch
 
-from renege_ray.config import parse_config
 from renege_ray.memory import MemoryPlan, available_memory, plan_memory
 from renege_ray.models.frozen_pipeline import FrozenPipeline
 from renege_ray.models.pixart_alpha import PixArtAlpha
@@ -42,14 +41,13 @@ SD15, SD21, SDXL, PIXART = (StableDiffusion, 64), (StableDiffusion, 96), (Stable
 )
 def test_what_fits(monkeypatch: pytest.MonkeyPatch, memory: str, of: Any, weights: float, expected: MemoryPlan) -> None:
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: int(weights * GIB))
-    assert plan_memory(parse_config({"memory": memory}), model(*of)) == expected
+    assert plan_memory(memory, "auto", model(*of)) == expected
 
 
 def test_a_size_that_was_given_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 4 * GIB)
     for size, saving in ((1, False), (3, False), (4, True), (50, True)):
-        config = parse_config({"memory": "24gb", "optim": {"micro_batch_size": size}})
-        assert plan_memory(config, model(*SD15)) == MemoryPlan(size, saving=saving)
+        assert plan_memory("24gb", size, model(*SD15)) == MemoryPlan(size, saving=saving)
 
 
 def test_auto_is_what_is_free_and_no_limit_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,7 +55,7 @@ def test_auto_is_what_is_free_and_no_limit_on_a_cpu(monkeypatch: pytest.MonkeyPa
     assert available_memory("auto", torch.device("cuda")) == 38.5
     assert available_memory("auto", torch.device("cpu")) is None
     assert available_memory("16gb", torch.device("cpu")) == pytest.approx(16e9 / GIB - 1.5)
-    assert plan_memory(parse_config({}), model(*SD15, device="cpu")) == MemoryPlan(None, saving=False)
+    assert plan_memory("auto", "auto", model(*SD15, device="cpu")) == MemoryPlan(None, saving=False)
 
 
 def test_float32_takes_twice_as_much_and_small_images_little() -> None:

@@ -15,7 +15,7 @@ from renege_ray.early_stop import ValidationPoint, overoptimised_in_a_row, shoul
 from renege_ray.encoded_prompts import EncodedPrompts
 from renege_ray.errors import UserError
 from renege_ray.global_gradient import GradientOfBatch, gradient_step_indices, samples_of
-from renege_ray.method.embedding import NegativeEmbedding
+from renege_ray.method.embedding import NegativeEmbedding, as_stored
 from renege_ray.method.objective import reward_of_prediction
 from renege_ray.method.rollout import rollout
 from renege_ray.models.families import FAMILIES
@@ -23,10 +23,11 @@ from renege_ray.models.stable_diffusion import StableDiffusion
 from renege_ray.randomness import noise
 from renege_ray.results import ModelFacts, write_results
 from renege_ray.rewards import WeightedReward
-from renege_ray.train_global import Progress, Prompts, Result, Rewards, TrainingError, as_stored, train_global
+from renege_ray.train_global import Progress, Prompts, Result, Rewards, TrainingError, train_global
 from renege_ray.training_state import TornCheckpointError, TrainingState, newest_intact
 from renege_ray.workers import Workers
 from tests.group import run_group
+from tests.simple_rewards import Channel, NaNWhere
 from tests.tiny import build_tiny_pixart, build_tiny_sdxl
 
 PROMPTS = Prompts(
@@ -34,34 +35,6 @@ PROMPTS = Prompts(
     validation=["a red fox", "a green fox", "a blue fox", "a grey fox"],
     held_out=["a red hen", "a green hen", "a blue hen"],
 )
-
-
-class Channel:
-    """The mean of a colour channel minus the other two: differentiable, and it depends on the prompt's
-    length.
-    """
-
-    def __init__(self, name: str = "channel", channel: int = 0) -> None:
-        self.name = name
-        self._channel = channel
-
-    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        signs = torch.full((3,), -0.5)
-        signs[self._channel] = 1.0
-        lengths = torch.tensor([float(len(prompt)) for prompt in prompts])
-        return (images * signs[:, None, None]).mean(dim=(1, 2, 3)) * lengths
-
-
-class NaNWhere(Channel):
-    """NaN in value and gradient for prompts that contain a word, or at all."""
-
-    def __init__(self, word: str) -> None:
-        super().__init__()
-        self._word = word
-
-    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        bad = torch.tensor([self._word in prompt for prompt in prompts])
-        return super().__call__(images, prompts) * torch.where(bad, torch.nan, 1.0)
 
 
 @pytest.fixture

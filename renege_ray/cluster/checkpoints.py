@@ -32,8 +32,14 @@ def checkpoint_name(step: int, final: bool = False) -> str:
 
 def checkpoint_root(output_dir: Path, storage_path: str | None) -> str:
     """ROOT of a run: the same for the same output folder, so that `--resume OUTPUT_DIR` finds it again."""
+    shared = shared_folder(output_dir, storage_path)
+    return f"{shared}/checkpoints" if storage_path is None else shared
+
+
+def shared_folder(output_dir: Path, storage_path: str | None) -> str:
+    """Where all machines of a cluster keep what a run needs: the output folder, or one of its own in the storage."""
     if storage_path is None:
-        return str(output_dir.absolute() / "checkpoints")
+        return str(output_dir.absolute())
     mark = hashlib.sha256(str(output_dir.absolute()).encode()).hexdigest()[:8]
     return f"{storage_path.rstrip('/')}/{output_dir.name}-{mark}"
 

@@ -34,7 +34,7 @@ class WorkerShape:
     min_workers: int
     max_workers: int
     cpus: float
-    gpus: int
+    gpus: float
 
     @property
     def threads(self) -> int:
@@ -48,7 +48,7 @@ class WorkerShape:
 
     def resources(self) -> dict[str, float]:
         """Ray's `resources_per_worker`."""
-        return {"CPU": self.cpus} | ({"GPU": float(self.gpus)} if self.gpus else {})
+        return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
 
 
 def worker_shape(config: ClusterConfig, nodes: Sequence[Node], *, autoscaled: bool = False) -> WorkerShape:
@@ -73,7 +73,7 @@ def worker_shape(config: ClusterConfig, nodes: Sequence[Node], *, autoscaled: bo
         needs = f"{cpus or SMALLEST_AUTOMATIC_SHARE:g} CPUs"
         if gpus:
             total += f" and {sum(node.gpus for node in nodes):g} GPUs"
-            needs += f" and {gpus} GPU"
+            needs += f" and {gpus:g} GPU"
         remedy = f"use --num-workers {room} or fewer" if room else "free some of the machine"
         raise UserError(
             f"cluster.num_workers: {low} workers of {needs} each do not fit the cluster of {total} with "
@@ -82,20 +82,26 @@ def worker_shape(config: ClusterConfig, nodes: Sequence[Node], *, autoscaled: bo
     return WorkerShape(low, high, cpus or 1.0, gpus)
 
 
-def capacity(nodes: Sequence[Node], cpus: float, gpus: int) -> int:
+def capacity(nodes: Sequence[Node], cpus: float, gpus: float) -> int:
     """How many workers of this size fit; a worker is never split between nodes."""
-    return sum(
-        min(math.floor(node.cpus / cpus + 1e-9), math.floor(node.gpus / gpus) if gpus else 1 << 30) for node in nodes
-    )
+    return sum(min(math.floor(node.cpus / cpus + 1e-9), _gpu_places(node, gpus)) for node in nodes)
 
 
-def _gpus(config: ClusterConfig, nodes: Sequence[Node]) -> int:
-    if config.use_gpu == "auto":
-        return int(any(node.gpus >= 1 for node in nodes))
-    return int(config.use_gpu)
+def _gpu_places(node: Node, gpus: float) -> int:
+    """How many workers the GPUs of a node are enough for; a worker with a part of a GPU has it on one GPU."""
+    if gpus == 0:
+        return 1 << 30
+    if gpus < 1:
+        return math.floor(node.gpus) * math.floor(1 / gpus + 1e-9)
+    return math.floor(node.gpus / gpus)
 
 
-def _largest_share(nodes: Sequence[Node], workers: int, gpus: int) -> float:
+def _gpus(config: ClusterConfig, nodes: Sequence[Node]) -> float:
+    wanted = any(node.gpus >= 1 for node in nodes) if config.use_gpu == "auto" else config.use_gpu
+    return config.gpus_per_worker if wanted else 0.0
+
+
+def _largest_share(nodes: Sequence[Node], workers: int, gpus: float) -> float:
     """The most CPUs a worker can have so that all of `workers` fit; 0 if they do not fit at all."""
     whole = range(int(max((node.cpus for node in nodes), default=0)), 0, -1)
     for cpus in [*map(float, whole), 0.5, SMALLEST_AUTOMATIC_SHARE]:

@@ -23,7 +23,7 @@ from renege_ray.models import load_model
 from renege_ray.models.base import TextToImage
 from renege_ray.pictures import image_grid
 from renege_ray.progress import ProgressLine
-from renege_ray.rewards import RewardModel, RewardScorer, WeightedReward, load_rewards, load_scorers
+from renege_ray.rewards import RewardModel, RewardScorer
 from renege_ray.train_global import Progress, Prompts, Result, Rewards, TrainingError, train_global
 from renege_ray.training_state import TrainingState
 from renege_ray.workers import Workers
@@ -104,18 +104,7 @@ def _load(config: RunConfig, workers: Workers) -> tuple[TextToImage, Rewards] | 
     problem, loaded = "", None
     try:
         device = _device()
-        model = load_model(config.model, device)
-        wanted = config.rewards
-        options: dict[str, Any] = {"checkpoints": wanted.checkpoints, "dtype": wanted.dtype}
-        trained = load_rewards(wanted.train, device, **options)
-        loaded = (
-            model,
-            Rewards(
-                WeightedReward({reward: wanted.train[name] for name, reward in trained.items()}),
-                tuple(load_rewards(wanted.held_out, device, **options).values()),
-                tuple(load_scorers(wanted.judges, device, **options).values()),
-            ),
-        )
+        loaded = load_model(config.model, device), Rewards.load(config.rewards, device)
     except UserError as error:
         problem = str(error)
     # A rank that left alone would leave the others waiting for it in their next sum.

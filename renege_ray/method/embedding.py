@@ -29,7 +29,13 @@ POOLED_EMBEDS = "negative_pooled_prompt_embeds"
 ATTENTION_MASK = "negative_prompt_attention_mask"
 # The shape of each tensor in words; the first is in every embedding.
 SHAPES = {PROMPT_EMBEDS: ("1", "tokens", "width"), POOLED_EMBEDS: ("1", "width"), ATTENTION_MASK: ("1", "tokens")}
+STORAGE_DTYPE = torch.float16
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth")
+
+
+def as_stored(embedding: Tensor) -> Tensor:
+    """The embedding rounded to its storage type, in float32: what is measured is what will be stored."""
+    return embedding.to(STORAGE_DTYPE).float()
 
 
 @dataclass(frozen=True)

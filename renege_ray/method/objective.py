@@ -27,7 +27,7 @@ RewardFunction = Callable[[Tensor, Sequence[str]], Tensor]
 def predict_x0(
     denoiser: Denoiser,
     latents: Tensor,
-    step: int,
+    step: int | Tensor,
     prompt_embeds: Tensor,
     negative_prompt_embeds: Tensor,
     schedule: Schedule,
@@ -38,7 +38,7 @@ def predict_x0(
     Args:
         denoiser: the frozen model; weights that require gradients would get them, at their cost.
         latents: x_t at the entrance of `step`, (B, C, H, W); treated as a constant.
-        step: index into the schedule, 0..T-1.
+        step: index into the schedule, 0..T-1; or an index for each sample, (B,) int64 on the CPU.
         prompt_embeds: c, (B, L, D); treated as a constant.
         negative_prompt_embeds: n, (1 | B, L, D).
         schedule: T steps.
@@ -62,7 +62,7 @@ def reward_of_prediction(
     decode: Decode,
     reward: RewardFunction,
     latents: Tensor,
-    step: int,
+    step: int | Tensor,
     prompts: Sequence[str],
     prompt_embeds: Tensor,
     negative_prompt_embeds: Tensor,

@@ -21,7 +21,7 @@ class Denoiser(Protocol):
     """A frozen model's output: the noise, v or x_0, whichever its schedule names."""
 
     def __call__(self, latents: Tensor, timestep: Tensor, prompt_embeds: Tensor) -> Tensor:
-        """(B, C, H, W), 0-d int64, (B, L, D) -> (B, C, H, W)."""
+        """(B, C, H, W), int64 timesteps (0-d, or (B,) where each sample has its own), (B, L, D) -> (B, C, H, W)."""
         ...
 
 

@@ -133,7 +133,7 @@ def predict_x0_and_noise(
     Args:
         model_output: guided output of the denoiser, (B, C, H, W).
         latents: x_t, (B, C, H, W).
-        alpha: a, a scalar.
+        alpha: a, a scalar, or one for each sample, (B,).
         prediction_type: which of the three.
         clip_range: bound of x_0, if there is one; e is left as it is.
 
@@ -141,6 +141,8 @@ def predict_x0_and_noise(
         (x_0, e), both (B, C, H, W).
     """
     signal, sigma = alpha.sqrt(), (1 - alpha).sqrt()
+    if alpha.ndim:  # unlike a scalar, a tensor would impose its own dtype and has to be on the same device
+        signal, sigma = (factor.to(latents).view(-1, 1, 1, 1) for factor in (signal, sigma))
     if prediction_type == "epsilon":
         x0, noise = (latents - sigma * model_output) / signal, model_output
     elif prediction_type == "v_prediction":

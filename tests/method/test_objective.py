@@ -114,6 +114,27 @@ def test_analytic_gradient_of_a_linear_denoiser(prediction: str, w: float) -> No
     assert to_x is None  # the gradient stops at x_t
 
 
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_samples_may_be_at_steps_of_their_own(
+    tiny_pipeline: Callable[..., StableDiffusionPipeline], prediction: str
+) -> None:
+    """In value and gradient as if each sample had been alone, at its own step."""
+    model = StableDiffusion(tiny_pipeline(prediction_type=prediction), "tiny")
+    schedule, steps = model.schedule(8), (5, 2)
+    c, x_t = model.encode_prompts(PROMPTS), torch.randn(2, *model.latent_shape)
+    n = model.encode_prompts(["", "blurry"]).requires_grad_()
+
+    def predicted(rows: slice, step: int | Tensor) -> Tensor:
+        return predict_x0(model.denoise, x_t[rows], step, c[rows], n[rows], schedule, W)
+
+    together = predicted(slice(None), torch.tensor(steps))
+    alone = torch.cat([predicted(slice(i, i + 1), step) for i, step in enumerate(steps)])
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+    gradients = [torch.autograd.grad(x0.square().sum(), n)[0] for x0 in (together, alone)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+    assert together.dtype == x_t.dtype
+
+
 def test_states_kept_in_one_rollout_are_those_of_several(
     double_model: StableDiffusion,
 ) -> None:

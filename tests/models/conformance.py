@@ -144,6 +144,15 @@ class Conformance(ABC):
         for i, prompt in enumerate(PROMPTS):
             torch.testing.assert_close(embeds[i : i + 1], model.encode_prompts([prompt]), atol=1e-5, rtol=1e-5)
 
+    def test_rows_may_have_timesteps_of_their_own(self, model: FrozenPipeline) -> None:
+        """As prompts that are tuned together have."""
+        latents, embeds, timesteps = noise(model, 3), model.encode_prompts(PROMPTS), torch.tensor([901, 501, 1])
+        with torch.no_grad():
+            outputs = model.denoise(latents, timesteps, embeds)
+            for i, t in enumerate(timesteps):
+                alone = model.denoise(latents[i : i + 1], t, embeds[i : i + 1])
+                torch.testing.assert_close(outputs[i : i + 1], alone, atol=2e-5, rtol=1e-5)
+
     # Gradients
 
     def test_every_learned_tensor_gets_a_gradient_and_nothing_else_does(self, model: FrozenPipeline) -> None:

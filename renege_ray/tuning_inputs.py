@@ -1,0 +1,66 @@
+"""What per-prompt tuning reads from files, checked before a model is loaded or anything is started."""
+
+import hashlib
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from renege_ray.config import RunConfig, fingerprint
+from renege_ray.inputs import check_models, read_initial
+from renege_ray.method.embedding import as_stored
+from renege_ray.prompts import TOY, load_prompts
+from renege_ray.tuning_table import PromptToTune
+
+
+@dataclass(frozen=True)
+class TuningInputs:
+    """The prompts, no two of them with one id; the initial embedding, packed, (1, L, D) (None: a named start); what
+    there is to say; and a key of everything that a row depends on, the content of the initial embedding included.
+    """
+
+    prompts: tuple[PromptToTune, ...]
+    initial: Tensor | None
+    notes: tuple[str, ...]
+    key: str
+
+
+def read_tuning_inputs(config: RunConfig) -> TuningInputs:
+    """Read all files that the configuration names.
+
+    Raises:
+        UserError: a name that is not known, a file that is missing, empty or damaged, an embedding that does not
+            fit the model.
+    """
+    check_models(config)
+    source = config.tuning.prompts
+    found = _toy_prompts() if source == TOY else _file_prompts(source)
+    unique = {prompt.id: prompt for prompt in reversed(found)}  # of two with one id, the first counts
+    prompts = [prompt for prompt in found if unique[prompt.id] is prompt]
+    notes = []
+    if len(prompts) < len(found):
+        repeated = len(found) - len(prompts)
+        notes.append(f"{source}: {repeated} repeated prompt{'s are' if repeated > 1 else ' is'} tuned once")
+    prompts = prompts[: config.tuning.num_prompts or None]
+    initial = read_initial(config.tuning.init, "tuning.init", config.model)
+    return TuningInputs(tuple(prompts), initial, tuple(notes), _key(config, initial))
+
+
+def _toy_prompts() -> list[PromptToTune]:
+    """All prompts of the embedded model, the held-out ones first; their category is the shape."""
+    from renege_ray.models.toy.captions import parse, prompts
+
+    texts = [text for split in ("held_out", "validation", "train") for text in prompts(split)]
+    return [PromptToTune(text, parse(text)["shape"]) for text in texts]
+
+
+def _file_prompts(source: str) -> list[PromptToTune]:
+    found = load_prompts(source, "held_out", "tuning.prompts")
+    categories = found.categories or ("",) * len(found.prompts)
+    return [PromptToTune(text, category) for text, category in zip(found.prompts, categories, strict=True)]
+
+
+def _key(config: RunConfig, initial: Tensor | None) -> str:
+    digest = hashlib.sha256(fingerprint(config, "tune_prompts").encode("ascii"))
+    if initial is not None:
+        digest.update(as_stored(initial).numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,209 @@
+"""Per-prompt tuning on Ray Data with the embedded model: killed workers, drivers and clusters; deadly prompts."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from ray import cloudpickle
+
+from renege_ray.cli import from_args
+from renege_ray.cluster.prompt_worker import PromptWorker
+from renege_ray.models import load_model
+from renege_ray.prompt_embeddings import PromptEmbeddings
+from renege_ray.prompts import prompt_id
+from renege_ray.rewards import load_rewards
+from renege_ray.tune_prompts import Slot
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+ROOT = Path(__file__).resolve().parents[2]
+PROMPTS = 40
+FLAGS = [
+    "--tuning.lr", "2e-2", "--tuning.steps", "2", "--tuning.slots", "4", "--tuning.eval-seeds", "1",
+    "--sampling.num-inference-steps", "4", "--sampling.gradient-steps", "0,3", "--rewards.judges", "[]",
+    "--cluster.cpus-per-worker", "1",
+]  # fmt: skip
+Processes = dict[int, tuple[int, str]]
+
+
+def processes() -> Processes:
+    """{process: (its parent, its command)} of this machine."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit():
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                stat = (entry / "stat").read_text()
+                found[int(entry.name)] = int(stat.rpartition(")")[2].split()[1]), command
+        except (OSError, ValueError):
+            continue
+    return found
+
+
+def below(ancestor: int, named: Sequence[str]) -> list[int]:
+    """The descendants of a process whose command holds one of the names."""
+    found = processes()
+
+    def descends(pid: int) -> bool:
+        while pid in found and pid != ancestor:
+            pid = found[pid][0]
+        return pid == ancestor
+
+    return [pid for pid, (_, command) in found.items() if descends(pid) and any(name in command for name in named)]
+
+
+def files(folder: Path) -> int:
+    return len(list(folder.glob("prompts-*/part-*.parquet")))
+
+
+def rows(folder: Path) -> pd.DataFrame:
+    (table,) = folder.glob("prompts-*")
+    return pd.read_parquet(table)
+
+
+@contextmanager
+def job(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """The job in its own process with a cluster of its own; neither outlives the test."""
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment["RAY_gcs_rpc_server_reconnect_timeout_s"] = "3"  # how long a driver waits for a cluster that is gone
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
+    command = [sys.executable, str(ROOT / "jobs" / "tune_prompts.py"), *FLAGS]
+    command += ["--num-workers", "2", "--tuning.num-prompts", str(PROMPTS), "--output-dir", str(folder)]
+    output = folder.with_suffix(".log").open("a")
+    process = subprocess.Popen(command, env=environment, cwd=folder.parent, stdout=output, stderr=output, text=True)
+    try:
+        yield process
+    finally:
+        leftovers = below(process.pid, [""])
+        process.kill()
+        process.wait()
+        for pid in leftovers:
+            with_signal(pid, signal.SIGKILL)
+
+
+def with_signal(pid: int, number: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 300) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, "the job ended before it was killed"
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def test_kills_lose_nothing_and_double_nothing(tmp_path: Path) -> None:
+    """SIGKILL of a worker, of the driver, of all of Ray; each time the same command again."""
+    folder = tmp_path / "run"
+    with job(folder) as process:
+        wait_for(lambda: files(folder) >= 1, process)
+        victims = below(process.pid, ["MapWorker"])
+        assert victims
+        os.kill(victims[0], signal.SIGKILL)
+        at_the_kill = files(folder)
+        wait_for(lambda: files(folder) >= at_the_kill + 3, process)  # the other worker, or the one that replaced it
+        assert len(rows(folder)) < PROMPTS
+        os.kill(process.pid, signal.SIGKILL)
+    before = rows(folder)
+    assert before["prompt_id"].is_unique
+
+    with job(folder) as process:
+        wait_for(lambda: files(folder) > at_the_kill + 3 and bool(below(process.pid, ["raylet"])), process)
+        for pid in below(process.pid, ["raylet", "gcs_server", "MapWorker", "ray::"]):
+            with_signal(pid, signal.SIGKILL)
+        assert process.wait(timeout=120) != 0, "the driver lives on without its cluster"
+    middle = rows(folder)
+    assert len(before) < len(middle) < PROMPTS
+
+    with job(folder) as process:
+        assert process.wait(timeout=400) == 0, folder.with_suffix(".log").read_text()
+    after = rows(folder)
+    assert len(after) == PROMPTS and after["prompt_id"].is_unique and (after["status"] == "ok").all()
+    for earlier in (before, middle):  # what was done stayed as it was
+        kept = after.set_index("prompt_id").loc[earlier["prompt_id"], "reward_prompt_eval"]
+        assert list(kept) == list(earlier["reward_prompt_eval"])
+    assert not [path for path in folder.glob("prompts-*/*") if path.name.startswith(".")]
+    check_results(folder, after)
+
+
+def check_results(folder: Path, table: pd.DataFrame) -> None:
+    """The summary, and some rows made again by the plain diffusers pipeline from what is stored."""
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["job"], summary["status"]) == ("tune_prompts", "finished")
+    assert summary["metrics"]["eval/prompt/reward/mean"] == pytest.approx(table["reward_prompt_eval"].mean())
+    assert summary["metrics"]["tuning/rows"] == PROMPTS and summary["metrics"]["tuning/not_below_global"] == 1.0
+    for name in ("config", "table", "gains", "distributions", "gallery", "prompts"):
+        assert (folder / summary["artifacts"][name]).exists()
+    config = from_args(["--resume", str(folder)], "tune_prompts").config
+    model, reward = load_model(config.model), load_rewards(["toy"])["toy"]
+    pipeline = model.pipeline  # type: ignore[attr-defined]
+    pipeline.set_progress_bar_config(disable=True)
+    with PromptEmbeddings.open(folder) as embeddings:
+        for row in table.sample(8, random_state=0).to_dict("records"):
+            for split in ("tune", "eval"):
+                images = [
+                    pipeline(
+                        row["prompt"], num_inference_steps=4, guidance_scale=config.sampling.guidance_scale,
+                        generator=torch.Generator().manual_seed(int(seed)), output_type="pt", height=32, width=32,
+                        **embeddings.for_pipeline(pipeline, row["prompt"]),
+                    ).images
+                    for seed in row[f"{split}_seeds"]
+                ]  # fmt: skip
+                again = float(reward(torch.cat(images), [row["prompt"]] * len(images)).mean())
+                assert again == pytest.approx(row[f"reward_prompt_{split}"], abs=1e-3)
+
+
+class Deadly(PromptWorker):
+    """A worker whose process dies when a certain prompt is computed."""
+
+    def _load(self) -> None:
+        super()._load()
+        measure = self._tuner._measure
+
+        def measure_or_die(slots: Sequence[Slot]) -> object:
+            if any("deadly" in slot.prompt for slot in slots):
+                os.kill(os.getpid(), signal.SIGKILL)
+            if any("difficult" in slot.prompt for slot in slots):
+                raise ValueError("too difficult")
+            return measure(slots)
+
+        self._tuner._measure = measure_or_die  # type: ignore[method-assign, assignment]
+
+
+def test_a_deadly_prompt_is_given_up_and_takes_nobody_with_it(
+    ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from renege_ray.cluster import prompts
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    monkeypatch.setattr(prompts, "PromptWorker", Deadly)
+    texts = [f"a big red star number {i}" for i in range(5)]
+    texts[2:2] = ["a deadly red star", "a difficult red star"]
+    (tmp_path / "prompts.txt").write_text("\n".join([*texts, texts[0]]))
+    flags = [*FLAGS, "--prompts", str(tmp_path / "prompts.txt"), "--output-dir", str(tmp_path / "run")]
+    first = from_args(flags, "tune_prompts")
+    assert prompts.run(first.config) == 1
+    printed = capsys.readouterr()
+    assert "1 repeated prompt is tuned once" in printed.out
+    assert "2 prompts failed, and tuning.max_failed is 0" in printed.err
+    table = rows(tmp_path / "run").set_index("prompt")
+    assert sorted(table.index) == sorted(texts)
+    assert table.loc["a deadly red star", "error"] == "killed its worker 3 times"
+    assert table.loc["a difficult red star", "error"] == "ValueError: too difficult"
+    assert list(table.index[table["status"] == "failed"].sort_values()) == ["a deadly red star", "a difficult red star"]
+    assert set(table["prompt_id"]) == set(map(prompt_id, texts))
+
+    again = from_args([*flags, "--max-failed", "2"], "tune_prompts")
+    assert again.resume and prompts.run(again.config, resume=True) == 0, "nothing is left to do, and two may fail"
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["metrics"]["tuning/failed"] == 2
