@@ -18,9 +18,6 @@ from renege_ray.config import (
     CONFIG_FILE,
     RunConfig,
     check_work_for_everybody,
-    fingerprint,
-    has_effect,
-    is_foreign,
     load_preset,
     parse_config,
     preset_names,
@@ -28,6 +25,7 @@ from renege_ray.config import (
     to_mapping,
 )
 from renege_ray.config_errors import expected, fields, shown_value, unknown_field
+from renege_ray.effects import fingerprint, has_effect, is_foreign
 from renege_ray.errors import UserError
 from renege_ray.output import check_output_dir
 from renege_ray.yaml_files import parse_yaml

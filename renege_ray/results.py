@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import renege_ray
-from renege_ray.config import RunConfig, fingerprint
+from renege_ray.config import RunConfig
+from renege_ray.effects import fingerprint
 from renege_ray.evaluate import Evaluation
 from renege_ray.image_statistics import ImageStatistics
 from renege_ray.method.ascent import Ascent

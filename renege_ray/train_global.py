@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from renege_ray.config import RewardsConfig, RunConfig, fingerprint
+from renege_ray.config import RewardsConfig, RunConfig
 from renege_ray.early_stop import ValidationPoint, should_stop
+from renege_ray.effects import fingerprint
 from renege_ray.encoded_prompts import EncodedPrompts
 from renege_ray.errors import UserError
 from renege_ray.evaluate import Evaluation, Pair, evaluate, make_pairs

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from renege_ray.config import RunConfig, fingerprint
+from renege_ray.config import RunConfig
+from renege_ray.effects import fingerprint
 from renege_ray.inputs import check_models, read_initial
 from renege_ray.method.embedding import as_stored
 from renege_ray.prompts import TOY, load_prompts

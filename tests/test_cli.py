@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from renege_ray.cli import Invocation, from_args, run_job
-from renege_ray.config import FOREIGN, RunConfig, fingerprint, is_foreign, load_preset, write_config
+from renege_ray.config import RunConfig, load_preset, write_config
 from renege_ray.config_errors import fields
+from renege_ray.effects import FOREIGN, fingerprint, is_foreign
 from renege_ray.errors import UserError
 from renege_ray.output import make_output_dir
 

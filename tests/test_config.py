@@ -7,7 +7,6 @@ from pydantic import ValidationError
 from renege_ray.config import (
     RunConfig,
     check_work_for_everybody,
-    fingerprint,
     load_preset,
     parse_config,
     preset_names,
@@ -16,6 +15,7 @@ from renege_ray.config import (
     write_config,
 )
 from renege_ray.config_errors import fields, nearest
+from renege_ray.effects import fingerprint
 from renege_ray.errors import UserError
 from renege_ray.yaml_files import parse_yaml, read_yaml, write_yaml
 

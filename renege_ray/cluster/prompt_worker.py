@@ -19,7 +19,8 @@ from torch import Tensor
 import renege_ray
 from renege_ray.cluster.kill_journal import MAX_KILLS, KillJournal, counted_start
 from renege_ray.cluster.mailbox import Mailbox
-from renege_ray.config import RunConfig, fingerprint
+from renege_ray.config import RunConfig
+from renege_ray.effects import fingerprint
 from renege_ray.encoded_prompts import EncodedPrompts
 from renege_ray.errors import describe
 from renege_ray.method.embedding import EmbeddingMetadata

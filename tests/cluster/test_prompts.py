@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from ray import cloudpickle
 
 from renege_ray.cli import from_args
@@ -26,7 +27,7 @@ from renege_ray.tune_prompts import Slot
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).resolve().parents[2]
-PROMPTS = 40
+PROMPTS = 36
 FLAGS = [
     "--tuning.lr", "2e-2", "--tuning.steps", "2", "--tuning.slots", "4", "--tuning.eval-seeds", "1",
     "--sampling.num-inference-steps", "4", "--sampling.gradient-steps", "0,3", "--rewards.judges", "[]",
@@ -70,14 +71,19 @@ def rows(folder: Path) -> pd.DataFrame:
     return pd.read_parquet(table)
 
 
+def flags(folder: Path) -> list[str]:
+    return [*FLAGS, "--num-workers", "2", "--tuning.num-prompts", str(PROMPTS), "--output-dir", str(folder)]
+
+
 @contextmanager
-def job(folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """The job in its own process with a cluster of its own; neither outlives the test."""
+def job(folder: Path, address: str = "") -> Iterator[subprocess.Popen[str]]:
+    """The job in its own process, on a cluster or with one of its own; neither process nor own cluster outlives it."""
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    if address:
+        environment["RAY_ADDRESS"] = address
     environment["RAY_gcs_rpc_server_reconnect_timeout_s"] = "3"  # how long a driver waits for a cluster that is gone
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
-    command = [sys.executable, str(ROOT / "jobs" / "tune_prompts.py"), *FLAGS]
-    command += ["--num-workers", "2", "--tuning.num-prompts", str(PROMPTS), "--output-dir", str(folder)]
+    command = [sys.executable, str(ROOT / "jobs" / "tune_prompts.py"), *flags(folder)]
     output = folder.with_suffix(".log").open("a")
     process = subprocess.Popen(command, env=environment, cwd=folder.parent, stdout=output, stderr=output, text=True)
     try:
@@ -95,39 +101,50 @@ def with_signal(pid: int, number: int) -> None:
         os.kill(pid, number)
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 300) -> None:
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str] | None = None, seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert process.poll() is None, "the job ended before it was killed"
+        assert process is None or process.poll() is None, "the job ended before it was killed"
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.05)
 
 
-def test_kills_lose_nothing_and_double_nothing(tmp_path: Path) -> None:
-    """SIGKILL of a worker, of the driver, of all of Ray; each time the same command again."""
+def test_kills_lose_nothing_and_double_nothing(ray_cluster: str, tmp_path: Path) -> None:
+    """SIGKILL of a worker, of the driver, of all of Ray; each time the same command again.
+
+    The tests' own cluster serves where Ray itself is not killed: starting one takes many seconds.
+    """
+    from renege_ray.cluster import prompts
+
     folder = tmp_path / "run"
-    with job(folder) as process:
+
+    def workers() -> list[int]:
+        return below(os.getpid(), ["MapWorker"])
+
+    with job(folder, ray_cluster) as process:
         wait_for(lambda: files(folder) >= 1, process)
-        victims = below(process.pid, ["MapWorker"])
+        victims = workers()
         assert victims
         os.kill(victims[0], signal.SIGKILL)
         at_the_kill = files(folder)
         wait_for(lambda: files(folder) >= at_the_kill + 3, process)  # the other worker, or the one that replaced it
         assert len(rows(folder)) < PROMPTS
         os.kill(process.pid, signal.SIGKILL)
+    wait_for(lambda: not workers())
     before = rows(folder)
     assert before["prompt_id"].is_unique
 
+    written = files(folder)
     with job(folder) as process:
-        wait_for(lambda: files(folder) > at_the_kill + 3 and bool(below(process.pid, ["raylet"])), process)
+        wait_for(lambda: files(folder) > written and bool(below(process.pid, ["raylet"])), process)
         for pid in below(process.pid, ["raylet", "gcs_server", "MapWorker", "ray::"]):
             with_signal(pid, signal.SIGKILL)
         assert process.wait(timeout=120) != 0, "the driver lives on without its cluster"
     middle = rows(folder)
     assert len(before) < len(middle) < PROMPTS
 
-    with job(folder) as process:
-        assert process.wait(timeout=400) == 0, folder.with_suffix(".log").read_text()
+    last = from_args(flags(folder), "tune_prompts")
+    assert last.resume and prompts.run(last.config, resume=True) == 0
     after = rows(folder)
     assert len(after) == PROMPTS and after["prompt_id"].is_unique and (after["status"] == "ok").all()
     for earlier in (before, middle):  # what was done stayed as it was
@@ -184,15 +201,17 @@ class Deadly(PromptWorker):
 def test_a_deadly_prompt_is_given_up_and_takes_nobody_with_it(
     ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from renege_ray.cluster import prompts
+    from renege_ray.cluster import prompts, tuning_results
 
+    # It takes a worker of its own, and the test above has seen it.
+    monkeypatch.setattr(tuning_results, "_gallery", lambda *_: Image.new("RGB", (8, 8)))
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     monkeypatch.setattr(prompts, "PromptWorker", Deadly)
     texts = [f"a big red star number {i}" for i in range(5)]
     texts[2:2] = ["a deadly red star", "a difficult red star"]
     (tmp_path / "prompts.txt").write_text("\n".join([*texts, texts[0]]))
-    flags = [*FLAGS, "--prompts", str(tmp_path / "prompts.txt"), "--output-dir", str(tmp_path / "run")]
-    first = from_args(flags, "tune_prompts")
+    given = [*FLAGS, "--prompts", str(tmp_path / "prompts.txt"), "--output-dir", str(tmp_path / "run")]
+    first = from_args(given, "tune_prompts")
     assert prompts.run(first.config) == 1
     printed = capsys.readouterr()
     assert "1 repeated prompt is tuned once" in printed.out
@@ -204,6 +223,6 @@ def test_a_deadly_prompt_is_given_up_and_takes_nobody_with_it(
     assert list(table.index[table["status"] == "failed"].sort_values()) == ["a deadly red star", "a difficult red star"]
     assert set(table["prompt_id"]) == set(map(prompt_id, texts))
 
-    again = from_args([*flags, "--max-failed", "2"], "tune_prompts")
+    again = from_args([*given, "--max-failed", "2"], "tune_prompts")
     assert again.resume and prompts.run(again.config, resume=True) == 0, "nothing is left to do, and two may fail"
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["metrics"]["tuning/failed"] == 2

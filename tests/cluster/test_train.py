@@ -19,7 +19,6 @@ from renege_ray.config import RunConfig, load_preset
 from renege_ray.inputs import read_inputs
 from renege_ray.method.embedding import NegativeEmbedding
 from renege_ray.models import load_model
-from renege_ray.rewards import WeightedReward, load_rewards, load_scorers
 from renege_ray.train_global import Result, Rewards, train_global
 from renege_ray.training_state import TornCheckpointError, TrainingState
 
@@ -109,12 +108,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Result:
     """The same training without Ray, unbroken, in this process."""
     config = configure(tmp_path_factory.mktemp("reference") / "run", "1")
     torch.set_num_threads(1)  # as many as a worker has with one CPU
-    rewards = Rewards(
-        WeightedReward(dict.fromkeys(load_rewards(["toy"]).values(), 1.0)),
-        tuple(load_rewards(["toy_held_out"]).values()),
-        tuple(load_scorers(["judge"]).values()),
-    )
-    return train_global(config, load_model(config.model), rewards, read_inputs(config).prompts)
+    return train_global(config, load_model(config.model), Rewards.load(config.rewards), read_inputs(config).prompts)
 
 
 def test_kills_and_stops_change_nothing(reference: Result, ray_cluster: str, tmp_path: Path) -> None:
@@ -182,16 +176,13 @@ def check_results(folder: Path, reference: Result) -> None:
     assert len(list((folder / "images").glob("validation_*.png"))) == 3
 
 
-@pytest.mark.parametrize(("num_workers", "world_size"), [("1-2", 2), ("4", 4)])
-def test_the_number_of_workers_does_not_matter(
-    reference: Result, ray_cluster: str, tmp_path: Path, num_workers: str, world_size: int
-) -> None:
-    """An elastic group takes as many workers as it may have where there is room for them."""
+def test_the_number_of_workers_does_not_matter(reference: Result, ray_cluster: str, tmp_path: Path) -> None:
+    """An elastic group takes as many workers as it may have where there is room for them; here one has less to do."""
     from renege_ray.cluster.train import run
 
     folder = tmp_path / "run"
-    assert run(configure(folder, num_workers)) == 0
+    assert run(configure(folder, "1-3")) == 0
     state = final_state(folder)
-    assert state.world_size == world_size
+    assert state.world_size == 3
     alone = reference.state.ascent["embedding"]
     assert (state.ascent["embedding"] - alone).norm() / alone.norm() < 1e-5

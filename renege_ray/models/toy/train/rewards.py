@@ -167,8 +167,10 @@ def train_reward(
 
 
 @torch.no_grad()
-def ranking_accuracy(network: nn.Module, tokenizer: CLIPTokenizer, vae: AutoencoderKL, seed: int) -> dict[str, float]:
-    """Share of hard pairs ranked right, for every attribute and defect, on held-out scenes.
+def ranking_accuracy(
+    network: nn.Module, tokenizer: CLIPTokenizer, vae: AutoencoderKL, seed: int, pairs: int = 600
+) -> dict[str, float]:
+    """Share of so many hard pairs ranked right, for every attribute and defect, on held-out scenes.
 
     A hard pair differs in one attribute or one defect alone, both pictures may share other defects, and both are at
     random positions; half of the pairs are shown as drawn, half as the autoencoder decodes them.
@@ -181,7 +183,7 @@ def ranking_accuracy(network: nn.Module, tokenizer: CLIPTokenizer, vae: Autoenco
         better: list[Picture] = []
         worse: list[Picture] = []
         texts: list[str] = []
-        while len(texts) < 600:
+        while len(texts) < pairs:
             scene = rng.choice(scenes_of("held_out"))
             shared = random_defects(rng) if rng.random() < 0.5 else frozenset[str]()
             if kind in ATTRIBUTES:
@@ -200,5 +202,5 @@ def ranking_accuracy(network: nn.Module, tokenizer: CLIPTokenizer, vae: Autoenco
         scores = torch.cat(
             [network(i, t) for i, t in zip(images.split(300), tokenize(tokenizer, texts * 2).split(300), strict=True)]
         )
-        accuracy[kind] = float((scores[:600] > scores[600:]).float().mean())
+        accuracy[kind] = float((scores[:pairs] > scores[pairs:]).float().mean())
     return accuracy
