@@ -25,7 +25,7 @@ PIPELINE_FOLDER = WEIGHTS_FOLDER / "pipeline"
 
 # What the model was made for; its card's figures are measured with these.
 NUM_INFERENCE_STEPS = 20
-GUIDANCE_SCALE = 3.0
+GUIDANCE_SCALE = 2.5
 
 
 def pipeline(folder: Path = PIPELINE_FOLDER) -> StableDiffusionPipeline:
