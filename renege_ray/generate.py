@@ -149,6 +149,7 @@ def _config(given: argparse.Namespace) -> RunConfig:
         data["sampling"]["num_inference_steps"] = given.num_inference_steps
         if given.num_inference_steps >= 1:  # no gradients are taken here: any range will do
             data["sampling"]["gradient_steps"] = [0, 1]
+            data["optim"]["gradients_per_rollout"] = data["tuning"]["gradients_per_rollout"] = 1
     return parse_config(data)
 
 

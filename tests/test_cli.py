@@ -145,7 +145,7 @@ def test_dry_run() -> None:
         (["--sampling.gradient-steps", "0"], "sampling.gradient_steps: [0] is not a pair"),
         (["--num-workers", "4-1"], "cluster.num_workers: 4-1 is reversed"),
         (["--num-workers", "0"], "cluster.num_workers: 0 workers"),
-        (["--num-workers", "5"], "cluster.num_workers: 5 is more than the 4 samples"),
+        (["--num-workers", "17"], "cluster.num_workers: 17 is more than the 16 samples"),
         (["--preset", "toi"], "there is no preset 'toi'; did you mean toy?"),
         (["--preset", "none.yaml"], "none.yaml: there is no such file"),
         (["--resume", "none"], "--resume: there is no folder none"),

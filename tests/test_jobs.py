@@ -66,7 +66,7 @@ BAD_FLAGS: dict[str, tuple[list[str], str]] = {
     "empty range": (["--sampling.gradient-steps", "5,5"], "is empty"),
     "reversed range": (["--sampling.gradient-steps", "9,2"], "is reversed"),
     "range outside": (["--sampling.gradient-steps", "0,99"], "leaves the"),
-    "indivisible batch": (["--optim.batch-size", "15"], "not divisible"),
+    "indivisible batch": (["--optim.batch-size", "15", "--optim.timestep-groups", "4"], "not divisible"),
     "zero workers": (["--num-workers", "0"], "0 workers"),
     "too many workers for the machine": (["--num-workers", "4", "--cluster.cpus-per-worker", "4096"], "room for 0"),
     "unknown reward": (["--rewards.train", "{toyy: 1.0}"], "did you mean 'toy'"),
