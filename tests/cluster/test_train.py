@@ -117,7 +117,8 @@ def test_kills_and_stops_change_nothing(reference: Result, ray_cluster: str, tmp
 
     folder = tmp_path / "run"
     environment = os.environ | {"RAY_ADDRESS": ray_cluster}
-    command = [sys.executable, str(ROOT / "jobs" / "train_global.py"), *FLAGS, "--output-dir", str(folder)]
+    command = [sys.executable, str(ROOT / "jobs" / "train_global.py"), *FLAGS, "--num-workers", "1"]
+    command += ["--output-dir", str(folder)]
     with driver(command, environment, tmp_path) as process:
         wait_for(lambda: has_checkpoint(folder, 5) or process.poll() is not None)
         (worker,) = train_workers()
