@@ -170,9 +170,13 @@ def _chunks(config: RunConfig, prompts: Sequence[PromptToTune], shape: WorkerSha
 
 
 def _quiet_console() -> None:
-    """Ray Data tells the console of every step; its log file in Ray's own folder still has it all."""
+    """Ray Data tells the console of every step; its log file in Ray's own folder still has it all.
+
+    Handlers that an application or a test runner has put on Ray's logger are not ours to silence: they may be the
+    very ones that our own warnings go to.
+    """
     for handler in logging.getLogger("ray.data").handlers:
-        if isinstance(handler, logging.StreamHandler):
+        if isinstance(handler, logging.StreamHandler) and type(handler).__module__.startswith("ray."):
             handler.setLevel(logging.CRITICAL)
 
 
