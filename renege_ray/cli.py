@@ -19,10 +19,10 @@ from renege_ray.config import (
     RunConfig,
     check_work_for_everybody,
     load_preset,
-    parse_config,
     preset_names,
     read_config,
     to_mapping,
+    with_values,
 )
 from renege_ray.config_errors import expected, fields, shown_value, unknown_field
 from renege_ray.effects import fingerprint, has_effect, is_foreign
@@ -98,7 +98,7 @@ def from_args(argv: Sequence[str], job: str) -> Invocation:
     if job == "tune_prompts":
         return _repeatable(load_preset(preset or DEFAULT_PRESET), given, job, dry_run)
     given.setdefault("output_dir", f"outputs/{job}-{datetime.now():%Y%m%d-%H%M%S}")
-    config = _with(load_preset(preset or DEFAULT_PRESET), given)
+    config = with_values(load_preset(preset or DEFAULT_PRESET), given)
     check_work_for_everybody(config)
     check_output_dir(config.output_dir, resume=False)
     return Invocation(config, dry_run=dry_run)
@@ -108,9 +108,9 @@ def _repeatable(preset: RunConfig, given: dict[str, Any], job: str, dry_run: boo
     """An invocation of a job whose command, given again, goes on in its folder: named by the settings, unless the
     user names it.
     """
-    config = _with(preset, given)
+    config = with_values(preset, given)
     if "output_dir" not in given:
-        config = _with(config, {"output_dir": f"outputs/{job}-{fingerprint(config, job)[:8]}"})
+        config = with_values(config, {"output_dir": f"outputs/{job}-{fingerprint(config, job)[:8]}"})
     resume = (config.output_dir / CONFIG_FILE).exists()
     check_output_dir(config.output_dir, resume=resume)
     if resume:
@@ -151,7 +151,7 @@ def _resumed(folder: Path, given: dict[str, Any], job: str) -> RunConfig:
     if Path(given.pop("output_dir", folder)).absolute() != folder.absolute():
         raise UserError("--output-dir: a resumed run goes on in its own folder; leave --output-dir out")
     stored = read_config(folder)
-    config = _with(stored, given)
+    config = with_values(stored, given)
     if name := _changed(stored, config, job, given):
         raise UserError(
             f"{_flag(name)}: the run in {folder} has {shown_value(_get(to_mapping(stored), name))}, and changing "
@@ -165,18 +165,6 @@ def _changed(stored: RunConfig, config: RunConfig, job: str, names: Iterable[str
     """The first of the names whose setting differs and has an effect on the result of a job; "" if none has."""
     old, new = to_mapping(stored), to_mapping(config)
     return next((name for name in names if has_effect(name, job) and _get(old, name) != _get(new, name)), "")
-
-
-def _with(config: RunConfig, given: dict[str, Any]) -> RunConfig:
-    """The configuration with the values given under dotted names."""
-    data = to_mapping(config)
-    for name, value in given.items():
-        *sections, leaf = name.split(".")
-        target = data
-        for section in sections:
-            target = target[section]
-        target[leaf] = value
-    return parse_config(data)
 
 
 def _get(data: Any, name: str) -> Any:

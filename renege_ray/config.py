@@ -345,6 +345,27 @@ def to_mapping(config: RunConfig) -> dict[str, Any]:
     return config.model_dump(mode="json")
 
 
+def with_values(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
+    """The configuration with the values given under dotted names; `rewards.train.NAME` is one weight.
+
+    Raises:
+        UserError: a value that does not fit.
+    """
+    data = to_mapping(config)
+    for name, value in values.items():
+        *sections, leaf = split_name(name)
+        target = data
+        for section in sections:
+            target = target[section]
+        target[leaf] = value
+    return parse_config(data)
+
+
+def split_name(name: str) -> list[str]:
+    """The keys that a dotted name stands for; a reward's own name may have dots."""
+    return name.split(".", 2)
+
+
 def read_config(folder: Path) -> RunConfig:
     """The configuration of the run in `folder`, with `folder`, which may have moved, as its output folder."""
     return parse_config(read_yaml(folder / CONFIG_FILE) | {"output_dir": str(folder)})

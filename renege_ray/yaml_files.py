@@ -68,10 +68,28 @@ def parse_yaml(text: str, source: str) -> Any:
         raise UserError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The map in the file at `path`. Raises UserError if there is no such file or it holds something else."""
+def yaml_lines(text: str) -> dict[tuple[str | int, ...], int]:
+    """The line, from 1 up, of each value of valid YAML, under its path of keys and places in lists."""
+    lines: dict[tuple[str | int, ...], int] = {}
+
+    def visit(node: yaml.Node | None, path: tuple[str | int, ...]) -> None:
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                lines[(*path, key.value)] = key.start_mark.line + 1
+                visit(value, (*path, key.value))
+        elif isinstance(node, yaml.SequenceNode):
+            for place, item in enumerate(node.value):
+                lines[(*path, place)] = item.start_mark.line + 1
+                visit(item, (*path, place))
+
+    visit(yaml.compose(text, Loader=_Loader), ())
+    return lines
+
+
+def read_text(path: Path) -> str:
+    """The text of a file that the user named. Raises UserError if it cannot be read."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file; check the path") from None
     except IsADirectoryError:
@@ -80,7 +98,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
-    data = parse_yaml(text, str(path))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The map in the file at `path`. Raises UserError if there is no such file or it holds something else."""
+    data = parse_yaml(read_text(path), str(path))
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
         raise UserError(f"{path}: holds no settings; give a map such as 'optim: {{lr: 5e-3}}'")
     return data

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from renege_ray.rewards.base import Reward, RewardModel, RewardScorer, Scorer, as_scorer
-from renege_ray.rewards.catalogue import REWARD_NAMES, REWARDS, check_names, full_name
+from renege_ray.rewards.catalogue import JUDGE_NAMES, REWARD_NAMES, REWARDS, check_names, full_name
 from renege_ray.rewards.checkpoints import locate
 from renege_ray.rewards.weighted import WeightedReward
 
@@ -29,8 +29,6 @@ __all__ = [
     "load_scorers",
     "locate_rewards",
 ]
-
-JUDGE_NAMES = ("judge",)
 
 
 def locate_rewards(

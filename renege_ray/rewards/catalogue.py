@@ -114,6 +114,9 @@ _ALL = (
 REWARDS = {facts.name: facts for facts in _ALL}
 SHORT_NAMES = {"hpsv2": "hpsv2-v2.1"}
 REWARD_NAMES = (*REWARDS, *SHORT_NAMES)
+# What the judges measure, {judge: scores}.
+JUDGE_SCORES = {"judge": ("judge_clean", "judge_shape", "judge_colour", "judge_background", "judge_size")}
+JUDGE_NAMES = tuple(JUDGE_SCORES)
 SOURCES = {source.name: source for facts in _ALL for source in facts.sources}
 
 

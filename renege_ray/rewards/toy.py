@@ -16,7 +16,7 @@ from renege_ray.models.toy.judge import Judge, agreement
 from renege_ray.models.toy.preferences import REWARD_NETWORKS, tokenize
 from renege_ray.models.toy.scenes import IMAGE_SIZE
 from renege_ray.rewards.base import RewardModel
-from renege_ray.rewards.catalogue import REWARDS, RewardFacts
+from renege_ray.rewards.catalogue import JUDGE_SCORES, REWARDS, RewardFacts
 from renege_ray.rewards.preprocessing import letterbox
 
 
@@ -54,7 +54,7 @@ def load(facts: RewardFacts, files: Mapping[str, Path], dtype: torch.dtype) -> T
 class ToyJudge:
     """The nearest-picture judge as a `Scorer`: is an image free of defects, and as its prompt says?"""
 
-    names: tuple[str, ...] = ("judge_clean", "judge_shape", "judge_colour", "judge_background", "judge_size")
+    names: tuple[str, ...] = JUDGE_SCORES["judge"]
 
     def __init__(self) -> None:
         self._judge = Judge()
