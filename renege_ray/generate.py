@@ -1,21 +1,18 @@
 """Use case: make images of the same prompts and seeds under several negatives, side by side."""
 
 import argparse
-import json
 import os
 import re
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from renege_ray.argument_parser import ArgumentParser
-from renege_ray.config import RunConfig, load_preset, parse_config, to_mapping
+from renege_ray.config import RunConfig
 from renege_ray.encoded_prompts import EncodedPrompts
 from renege_ray.errors import UserError
 from renege_ray.evaluate import Pair
@@ -23,8 +20,9 @@ from renege_ray.evaluate import generate as make_images
 from renege_ray.method.embedding import PICKLE_SUFFIXES, NegativeEmbedding
 from renege_ray.models import TextToImage, load_model
 from renege_ray.models.text_encoder import identify_text_encoder
-from renege_ray.output import check_output_dir, make_output_dir
+from renege_ray.output import make_output_dir, write_summary
 from renege_ray.pictures import image_grid, save_png, to_pil
+from renege_ray.sampling_flags import add_sampling_flags, sampling_config, whole
 
 _EMBEDDING_SUFFIXES = (".safetensors", *PICKLE_SUFFIXES)
 _EPILOG = """\
@@ -78,15 +76,10 @@ def parse_request(argv: Sequence[str]) -> GenerateRequest:
         "null (what the pipeline takes without one), handwritten (the preset's first one) or any text; repeat it to "
         "compare (default: null)",
     )
-    add("--seed", action="append", type=_seed, metavar="N", help="of the initial noise; may be repeated (default: 0)")
-    add("--preset", default="toy", metavar="NAME|FILE", help="where the settings below come from (default: toy)")
-    add("--model", metavar="ID", help="'toy', a folder in diffusers format, or a Hub id")
-    add("--guidance-scale", type=_number, metavar="W", help="above 1")
-    add("--num-inference-steps", type=int, metavar="T", help="sampler steps")
-    add("--output-dir", type=Path, metavar="DIR", help="default: outputs/generate-DATE-TIME")
+    add("--seed", action="append", type=whole, metavar="N", help="of the initial noise; may be repeated (default: 0)")
+    add_sampling_flags(parser, "generate")
     given = parser.parse_args(list(argv))
-    config = _config(given)
-    check_output_dir(config.output_dir, resume=False)
+    config = sampling_config(given, "generate")
     if any(not prompt.strip() for prompt in given.prompt):
         raise UserError("--prompt: an empty prompt shows nothing of a negative; give a text")
     return GenerateRequest(
@@ -133,24 +126,8 @@ def generate(request: GenerateRequest, say: Callable[[str], None] = print) -> li
     cut = model.count_truncated(request.prompts)
     if cut:
         say(f"{cut} prompts are too long for the text encoder and were cut")
-    _write_summary(folder, files, time.monotonic() - started)
+    write_summary(folder, "generate", time.monotonic() - started, {path.stem: path for path in files}, {})
     return files
-
-
-def _config(given: argparse.Namespace) -> RunConfig:
-    """The preset with the flags that were given."""
-    data = to_mapping(load_preset(given.preset))
-    data["output_dir"] = str(given.output_dir or f"outputs/generate-{datetime.now():%Y%m%d-%H%M%S}")
-    if given.model is not None:
-        data["model"]["id"] = given.model
-    if given.guidance_scale is not None:
-        data["sampling"]["guidance_scale"] = given.guidance_scale
-    if given.num_inference_steps is not None:
-        data["sampling"]["num_inference_steps"] = given.num_inference_steps
-        if given.num_inference_steps >= 1:  # no gradients are taken here: any range will do
-            data["sampling"]["gradient_steps"] = [0, 1]
-            data["optim"]["gradients_per_rollout"] = data["tuning"]["gradients_per_rollout"] = 1
-    return parse_config(data)
 
 
 def _load_embeddings(request: GenerateRequest) -> dict[str, Tensor]:
@@ -219,30 +196,3 @@ def _short(name: str) -> str:
 
 def _is_table(name: str) -> bool:
     return name not in ("null", "handwritten") and os.path.isdir(name)  # unlike pathlib's, for any text, however long
-
-
-def _write_summary(folder: Path, files: Sequence[Path], seconds: float) -> None:
-    """The summary that all jobs leave; nothing is tracked here."""
-    summary: dict[str, Any] = {
-        "job": "generate",
-        "status": "finished",
-        "mlflow_run_id": None,
-        "mlflow_tracking_uri": None,
-        "seconds": round(seconds, 2),
-        "artifacts": {path.stem: str(path.relative_to(folder)) for path in files},
-        "metrics": {},
-    }
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-
-
-def _seed(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) >= 2**63:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 up")
-    return int(text)
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None

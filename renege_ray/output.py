@@ -1,7 +1,10 @@
-"""The output folder of a run: one run, one folder."""
+"""The output folder of a run: one run, one folder; and the summary of jobs that track nothing."""
 
+import json
+import math
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from renege_ray.config import CONFIG_FILE
@@ -43,3 +46,27 @@ def make_output_dir(folder: Path, *, resume: bool = False) -> Path:
             f"--output-dir: {folder} cannot be written ({error.strerror}); name another folder, or make room"
         ) from None
     return folder
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a text file under a temporary name and rename it, so that a reader never sees half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def write_summary(
+    folder: Path, job: str, seconds: float, artifacts: Mapping[str, Path], metrics: Mapping[str, float]
+) -> Path:
+    """summary.json of a finished job that tracks nothing in MLflow, in the form that all jobs leave."""
+    summary = {
+        "job": job,
+        "status": "finished",
+        "mlflow_run_id": None,
+        "mlflow_tracking_uri": None,
+        "seconds": round(seconds, 2),
+        "artifacts": {name: str(path.relative_to(folder)) for name, path in artifacts.items()},
+        "metrics": {name: value if math.isfinite(value) else None for name, value in metrics.items()},
+    }
+    return write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")

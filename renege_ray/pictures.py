@@ -3,10 +3,14 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # All in px. Images below SMALLEST_SHOWN are enlarged by a whole factor, so that every pixel stays square;
 # images above LARGEST_SHOWN are scaled down to it, and further where a row would be wider than WIDEST_GRID.
@@ -83,6 +87,16 @@ def to_pil(image: Tensor) -> Image.Image:
     """One image (3, H, W) in [0, 1], values outside clamped, as 8-bit RGB."""
     pixels = (image.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy())
+
+
+def render(figure: "Figure") -> Image.Image:
+    """A matplotlib figure as an RGB picture, drawn without a display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    width, height = canvas.get_width_height()
+    return Image.frombytes("RGBA", (width, height), bytes(canvas.buffer_rgba())).convert("RGB")
 
 
 def save_png(image: Image.Image, path: Path) -> None:

@@ -1,7 +1,10 @@
-"""One line now and then: where training is, what it gained, how fast it is, and when it will be done."""
+"""One line now and then: where the work is, what it gained, how fast it is, and when it will be done."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 def duration(seconds: float) -> str:
@@ -9,6 +12,23 @@ def duration(seconds: float) -> str:
     whole = max(0, round(seconds))
     hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def counted(
+    items: Sequence[T],
+    what: str,
+    say: Callable[[str], None],
+    every: float = 5.0,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[T]:
+    """The items; at most one line in `every` seconds says how many are done and when all will be."""
+    started = last = clock()
+    for done, item in enumerate(items):
+        now = clock()
+        if done and now - last >= every:
+            last = now
+            say(f"{what} {done}/{len(items)}  ETA {duration((now - started) / done * (len(items) - done))}")
+        yield item
 
 
 class ProgressLine:

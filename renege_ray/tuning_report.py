@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from renege_ray.pictures import text_table
+from renege_ray.pictures import render, text_table
 from renege_ray.prompt_scores import EVAL, METHODS, TUNE, column
 from renege_ray.train_global import REWARD
 from renege_ray.tuning_table import FAILED, TRUNCATED, TuningTable
@@ -178,7 +178,6 @@ class TuningReport:
 
 def draw_distributions(report: TuningReport) -> Image.Image:
     """Histogram of the gains, gain by category, share improved on fresh seeds, updates used."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 8), layout="constrained")
@@ -202,9 +201,7 @@ def draw_distributions(report: TuningReport) -> Image.Image:
     improved.barh(names, shares)
     improved.axvline(0.5, color="black", linewidth=0.8)
     improved.set(title="share of prompts improved on fresh seeds", xlim=(0, 1))
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    return render(figure)
 
 
 def _by_category(report: TuningReport) -> tuple[list[str], list[float], list[float], list[float]]:

@@ -1,4 +1,4 @@
-"""The paper: guidance, schedule, rollout, objective, embedding, ascent.
+"""The paper: guidance, schedule, rollout, objective, embedding, ascent, sensitivity.
 
 Nothing here needs more than torch and safetensors. Read `guidance` first: it has the notation.
 """
@@ -9,6 +9,7 @@ from renege_ray.method.guidance import guide
 from renege_ray.method.objective import predict_x0, reward_of_prediction
 from renege_ray.method.rollout import Denoiser, Rollout, rollout
 from renege_ray.method.schedule import Schedule, ddim_step, ddpm_step, make_schedule, predict_x0_and_noise
+from renege_ray.method.sensitivity import probe_jacobian
 
 __all__ = [
     "Ascent",
@@ -26,6 +27,7 @@ __all__ = [
     "make_schedule",
     "predict_x0",
     "predict_x0_and_noise",
+    "probe_jacobian",
     "reward_of_prediction",
     "rollout",
 ]

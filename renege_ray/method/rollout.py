@@ -75,17 +75,39 @@ def rollout(
         raise ValueError(f"keep {sorted(keep)} has a step outside 0..{min(stop, len(schedule) - 1)}")
 
     x, kept = latents, {}
-    embeds = torch.cat([match_batch(negative_prompt_embeds, prompt_embeds), prompt_embeds])
+    embeds = both_branches(negative_prompt_embeds, prompt_embeds)
     for i in range(stop):
         if i in keep:
             kept[i] = x
-        e_n, e_c = denoiser(torch.cat([x, x]), schedule.timesteps[i], embeds).chunk(2)
-        output = guide(e_n, e_c, guidance_scale)
-        x0, noise = predict_x0_and_noise(output, x, schedule.alphas[i], schedule.prediction_type, schedule.clip_range)
+        x0, noise = guided_x0_and_noise(denoiser, x, i, embeds, schedule, guidance_scale)
         x = ddim_step(x0, noise, schedule.previous_alphas[i])
     if stop in keep:
         kept[stop] = x
     return Rollout(latents=x, kept=kept)
+
+
+def both_branches(negative_prompt_embeds: Tensor, prompt_embeds: Tensor) -> Tensor:
+    """n and c as one batch, the negative first: (1 | B, L, D), (B, L, D) -> (2B, L, D); see `match_batch`."""
+    return torch.cat([match_batch(negative_prompt_embeds, prompt_embeds), prompt_embeds])
+
+
+def guided_x0_and_noise(
+    denoiser: Denoiser, latents: Tensor, step: int, embeds: Tensor, schedule: Schedule, guidance_scale: float
+) -> tuple[Tensor, Tensor]:
+    """Eq. 5 and 6 at one step of a sampler: (x_0, e), both (B, C, H, W), as `predict_x0_and_noise` has them.
+
+    Args:
+        denoiser: the model; both branches go through it as one batch of 2B.
+        latents: x_t at the entrance of `step`, (B, C, H, W).
+        step: index into the schedule, 0..T-1.
+        embeds: n and c, (2B, L, D), of `both_branches`.
+        schedule: T steps.
+        guidance_scale: w.
+    """
+    e_n, e_c = denoiser(torch.cat([latents, latents]), schedule.timesteps[step], embeds).chunk(2)
+    output = guide(e_n, e_c, guidance_scale)
+    alpha = schedule.alphas[step]
+    return predict_x0_and_noise(output, latents, alpha, schedule.prediction_type, schedule.clip_range)
 
 
 def match_batch(negative_prompt_embeds: Tensor, prompt_embeds: Tensor) -> Tensor:

@@ -32,6 +32,11 @@ class TextToImage(Protocol):
         ...
 
     @property
+    def denoiser(self) -> torch.nn.Module:
+        """The network behind `denoise`, for those who ask about its weights."""
+        ...
+
+    @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of the latents."""
         ...

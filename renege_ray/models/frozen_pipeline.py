@@ -94,6 +94,12 @@ class FrozenPipeline(ABC):
         return model
 
     @property
+    def denoiser(self) -> torch.nn.Module:
+        """The UNet or transformer itself, frozen."""
+        module: torch.nn.Module = self._denoiser
+        return module
+
+    @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, H, W), from the size that the denoiser was trained at."""
         size = self._denoiser.config.sample_size
