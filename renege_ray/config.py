@@ -24,7 +24,7 @@ CONFIG_FILE = "config.yaml"
 class ModelConfig(Section):
     """The frozen text-to-image model."""
 
-    id: Name = Field("toy", description="'toy' (in the package), a folder in diffusers format, or a Hub id")
+    id: Name = Field("toy", description="'toy' or 'toy2' (in the package), a folder in diffusers format, or a Hub id")
     revision: Name | None = Field(None, description="branch, tag or commit of a Hub id")
     variant: Name | None = Field(None, description="weights variant of a Hub id or folder, such as fp16")
     lora: Name | None = Field(None, description="a LoRA to add to the weights: a file, a folder, or a Hub id")

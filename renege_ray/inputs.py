@@ -12,6 +12,7 @@ from renege_ray.config import ModelConfig, RewardsConfig, RunConfig
 from renege_ray.errors import UserError
 from renege_ray.method.embedding import NegativeEmbedding
 from renege_ray.models.text_encoder import identify_text_encoder
+from renege_ray.models.toy import EMBEDDED_MODELS
 from renege_ray.prompts import TOY, Split, load_splits
 from renege_ray.rewards import JUDGE_NAMES, REWARD_NAMES, check_names, full_name, locate_rewards
 from renege_ray.train_global import Prompts
@@ -64,7 +65,7 @@ def check_models(config: RunConfig) -> None:
         UserError: a name that is not known, or files that cannot be found.
     """
     _check_rewards(config.rewards)
-    if config.model.id != "toy":
+    if config.model.id not in EMBEDDED_MODELS:
         from renege_ray.models.hub import find_folder  # imports diffusers
 
         find_folder(config.model)

@@ -10,6 +10,7 @@ import torch
 from renege_ray.config import RunConfig
 from renege_ray.errors import UserError
 from renege_ray.global_gradient import gradient_step_indices
+from renege_ray.models.toy import EMBEDDED_MODELS
 from renege_ray.progress import duration
 
 if TYPE_CHECKING:
@@ -124,8 +125,8 @@ def _counts(cost: Cost) -> str:
 
 
 def _estimate(config: RunConfig, total: Cost) -> str:
-    """Seconds for the embedded model, which takes a moment to try; floating-point operations for any other."""
-    if config.model.id == "toy":
+    """Seconds for an embedded model, which takes a moment to try; floating-point operations for any other."""
+    if config.model.id in EMBEDDED_MODELS:
         seconds = _toy_pass_seconds(config) * (total.denoiser_forward + 1.1 * total.denoiser_backward)
         return f"about {duration(seconds)} (h:mm:ss or m:ss) of denoiser passes on one worker of this machine"
     model = _model_without_weights(config)

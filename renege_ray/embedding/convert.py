@@ -8,6 +8,7 @@ import torch
 
 from renege_ray.errors import UserError
 from renege_ray.method.embedding import NegativeEmbedding
+from renege_ray.models.toy import EMBEDDED_MODELS
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
@@ -61,7 +62,7 @@ def convert(wanted: Conversion) -> tuple[NegativeEmbedding, str]:
 def _with_text_encoder(embedding: NegativeEmbedding, text_encoder: str) -> NegativeEmbedding:
     """Store which encoder the embedding is for: its hash where it is at hand, else its name alone."""
     path = Path(text_encoder).expanduser()
-    if text_encoder != "toy" and not path.is_dir():
+    if text_encoder not in EMBEDDED_MODELS and not path.is_dir():
         if text_encoder.startswith((".", "/", "~")):
             raise UserError(f"--text-encoder: there is no folder {text_encoder}; give a model in diffusers' format")
         return replace(embedding, metadata=replace(embedding.metadata, text_encoder=text_encoder))

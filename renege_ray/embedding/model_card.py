@@ -10,6 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from renege_ray.config import RunConfig
 from renege_ray.image_statistics import ImageStatistics
 from renege_ray.method.embedding import EmbeddingMetadata
+from renege_ray.models.toy import EMBEDDED_MODELS
 from renege_ray.prompts import source_label
 
 EMBEDDING_FILE = "negative_embedding.safetensors"
@@ -123,7 +124,8 @@ def model_card(facts: CardFacts) -> ModelCard:
 def _placeholder(facts: CardFacts) -> str:
     if facts.is_on_hub:
         return ""
-    made = f" (`python -m renege_ray.models.toy export {facts.base_model}` writes it)" * (facts.base_model == "toy")
+    export = f"python -m renege_ray.models.toy export {facts.base_model} --model {facts.base_model}"
+    made = f" (`{export}` writes it)" * (facts.base_model in EMBEDDED_MODELS)
     return f"`{facts.base_model}` stands for a folder in diffusers' format{made}. "
 
 

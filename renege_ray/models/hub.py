@@ -15,11 +15,11 @@ from transformers.utils import logging as transformers_logging
 
 from renege_ray.config import ModelConfig
 from renege_ray.errors import UserError
+from renege_ray.models import toy
 from renege_ray.models.families import FAMILIES, INDEX, check_family
 from renege_ray.models.hub_errors import first_line, why_not
 from renege_ray.models.lora import fuse_lora
 
-TOY = "toy"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 # No images but the model's own: the checker would paint some black, and rewards would judge the paint.
 WITHOUT_CHECKER = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
@@ -38,12 +38,13 @@ def load_pipeline(config: ModelConfig, *, text_only: bool = False) -> tuple[Any,
     Raises:
         UserError: no such folder or model, a file is missing or damaged, or the Hub cannot be reached.
     """
-    from renege_ray.models.toy import PIPELINE_FOLDER  # which imports this module
-
-    folder = PIPELINE_FOLDER if config.id == TOY else find_folder(config)
-    pipeline = read_pipeline(folder, config.id, variant=config.variant, text_only=text_only)
-    # The name goes into stored metadata, where the path of one machine would mean nothing.
-    name = folder.resolve().name if is_local(config.id) and config.id != TOY else config.id
+    if config.id in toy.EMBEDDED_MODELS:
+        pipeline, name = toy.pipeline(config.id, text_only=text_only), config.id
+    else:
+        folder = find_folder(config)
+        pipeline = read_pipeline(folder, config.id, variant=config.variant, text_only=text_only)
+        # The name goes into stored metadata, where the path of one machine would mean nothing.
+        name = folder.resolve().name if is_local(config.id) else config.id
     if config.lora is not None:
         fuse_lora(pipeline, config.lora)
         name += f" + {Path(config.lora).stem if Path(config.lora).exists() else config.lora}"
@@ -89,16 +90,27 @@ def read_pipeline(folder: Path, model: str, *, variant: str | None, text_only: b
     options = dict(WITHOUT_CHECKER) if family is FAMILIES["StableDiffusionPipeline"] else {}
     if text_only:
         options |= {family.DENOISER: None, "vae": None}
+    with _reading(folder, model):
+        return DiffusionPipeline.from_pretrained(
+            folder, variant=variant, use_safetensors=True, local_files_only=True, dtype=torch.float32, **options
+        )
+
+
+def read_component(kind: Any, folder: Path, model: str) -> Any:
+    """One network of a model, of a class of diffusers, in float32, from safetensors files only.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    with _reading(folder, model):
+        return kind.from_pretrained(folder, use_safetensors=True, local_files_only=True, torch_dtype=torch.float32)
+
+
+@contextmanager
+def _reading(folder: Path, model: str) -> Iterator[None]:
     try:
         with _no_progress_bars():
-            return DiffusionPipeline.from_pretrained(
-                folder,
-                variant=variant,
-                use_safetensors=True,
-                local_files_only=True,
-                dtype=torch.float32,
-                **options,
-            )
+            yield
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, SafetensorError) as error:
         raise UserError(
             f"model {model!r} cannot be loaded from {folder}: {first_line(error)} (only safetensors files are read)"

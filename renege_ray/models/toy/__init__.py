@@ -1,9 +1,10 @@
-"""The embedded model: a small text-to-image latent diffusion model that the package carries, with rewards and a judge.
+"""The embedded models: small text-to-image latent diffusion models that the package carries, with rewards and a judge.
 
-    pipeline()   the model as a diffusers StableDiffusionPipeline
+    pipeline()   a model as a diffusers StableDiffusionPipeline
     export(DIR)  the same as a folder for `StableDiffusionPipeline.from_pretrained(DIR)`
 
-How it was trained and how good it is: `MODEL_CARD.md` beside this file.
+There are two: `toy`, and `toy2`, whose UNet is another one with the same text encoder and autoencoder. What is learned
+with the one can be tried on the other. How they were trained and how good they are: `MODEL_CARD.md` beside this file.
 """
 
 from __future__ import annotations
@@ -18,25 +19,49 @@ from renege_ray.errors import UserError
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
-__all__ = ["GUIDANCE_SCALE", "NUM_INFERENCE_STEPS", "PIPELINE_FOLDER", "WEIGHTS_FOLDER", "export", "pipeline"]
+__all__ = [
+    "EMBEDDED_MODELS",
+    "GUIDANCE_SCALE",
+    "NUM_INFERENCE_STEPS",
+    "PIPELINE_FOLDER",
+    "SECOND_MODEL",
+    "SECOND_UNET_FOLDER",
+    "WEIGHTS_FOLDER",
+    "export",
+    "pipeline",
+]
+
+FIRST_MODEL, SECOND_MODEL = EMBEDDED_MODELS = ("toy", "toy2")
 
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"
 PIPELINE_FOLDER = WEIGHTS_FOLDER / "pipeline"
+SECOND_UNET_FOLDER = WEIGHTS_FOLDER / "second_unet"
 
 # What the model was made for; its card's figures are measured with these.
 NUM_INFERENCE_STEPS = 20
 GUIDANCE_SCALE = 2.5
 
 
-def pipeline(folder: Path = PIPELINE_FOLDER) -> StableDiffusionPipeline:
-    """The embedded model in float32 on the CPU (it is stored in float16)."""
-    from renege_ray.models.hub import read_pipeline
+def pipeline(
+    model: str = FIRST_MODEL, *, weights: Path = WEIGHTS_FOLDER, text_only: bool = False
+) -> StableDiffusionPipeline:
+    """An embedded model in float32 on the CPU (it is stored in float16).
 
-    return read_pipeline(folder, "toy", variant=None)
+    Args:
+        model: its name.
+        weights: where it is stored.
+        text_only: leave out the UNet and the VAE.
+    """
+    from renege_ray.models.hub import read_component, read_pipeline
+
+    pipe = read_pipeline(weights / PIPELINE_FOLDER.name, model, variant=None, text_only=text_only)
+    if model == SECOND_MODEL and not text_only:
+        pipe.unet = read_component(type(pipe.unet), weights / SECOND_UNET_FOLDER.name, model)
+    return pipe
 
 
-def export(folder: Path) -> None:
-    """Writes the model as a diffusers folder; all of it or nothing.
+def export(folder: Path, model: str = FIRST_MODEL) -> None:
+    """Writes a model as a diffusers folder; all of it or nothing.
 
     Raises:
         UserError: `folder` exists and is not an empty folder, or cannot be written.
@@ -47,7 +72,7 @@ def export(folder: Path) -> None:
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         # In float32: loaded without a dtype, a float16 folder comes up with parts of either type, and fails.
-        pipeline().save_pretrained(temporary, safe_serialization=True)
+        pipeline(model).save_pretrained(temporary, safe_serialization=True)
         if folder.exists():
             folder.rmdir()
         os.replace(temporary, folder)

@@ -1,6 +1,7 @@
-"""Trains, measures and stores the embedded model: `python -m renege_ray.models.toy.train --output-dir outputs/toy`.
+"""Trains, measures and stores the embedded models: `python -m renege_ray.models.toy.train --output-dir outputs/toy`.
 
-Stages: vae, diffusion, the two rewards, then the card. About an hour on two CPU cores. Interrupted, the same
+Stages: vae, diffusion, the two rewards, then the card. About an hour on two CPU cores. With `--second`: the second
+model's diffusion, beside the installed first one, and its part of the card; about half an hour. Interrupted, the same
 command goes on from the last checkpoint; a finished stage is not done again.
 """
 
@@ -17,24 +18,44 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import save_file
 from torch import nn
 
-from renege_ray.models.toy import WEIGHTS_FOLDER, pipeline
-from renege_ray.models.toy.architecture import build_scheduler, build_tokenizer
+from renege_ray.models.hub import read_component
+from renege_ray.models.toy import SECOND_MODEL, SECOND_UNET_FOLDER, WEIGHTS_FOLDER, pipeline
+from renege_ray.models.toy.architecture import build_scheduler, build_text_encoder, build_tokenizer, build_unet
 from renege_ray.models.toy.preferences import REWARD_NETWORKS, tokenize
 from renege_ray.models.toy.train import diffusion, rewards, vae
-from renege_ray.models.toy.train.card import measure, write_card
+from renege_ray.models.toy.train.card import (
+    measure,
+    measure_generation,
+    with_second_section,
+    write_card,
+    write_second_section,
+)
 from renege_ray.models.toy.train.loop import Recipe
+from renege_ray.models.toy.train.second import train_second
 
 COMMAND = "python -m renege_ray.models.toy.train"
+CARD = WEIGHTS_FOLDER.parent / "MODEL_CARD.md"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the stages that are not finished yet."""
+    args = _parse(argv)
+    train_second_model(args) if args.second else train_first_model(args)
+    return 0
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
     parser.add_argument("--output-dir", type=Path, required=True, help="checkpoints and the finished weights")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", type=float, default=1.0, help="train this part of the steps only (to try it)")
     parser.add_argument("--install", action="store_true", help="replace the package's own weights and card")
-    args = parser.parse_args(argv)
+    parser.add_argument("--second", action="store_true", help="the second model, which needs the first one installed")
+    return parser.parse_args(argv)
+
+
+def train_first_model(args: argparse.Namespace) -> None:
+    """Everything that the first model is made of, with rewards and card."""
     folder: Path = args.output_dir
 
     def scaled(recipe: Recipe) -> Recipe:
@@ -45,8 +66,12 @@ def main(argv: list[str] | None = None) -> int:
     autoencoder = vae.train_vae(args.seed, folder / "vae.safetensors", scaled(vae.RECIPE))
     print("2/4 diffusion model", flush=True)
     pictures = max(256, round(diffusion.PICTURES * args.scale))
-    unet, text_encoder = diffusion.train_diffusion(
+    torch.manual_seed(args.seed)
+    unet, text_encoder = build_unet(), build_text_encoder(tokenizer)
+    diffusion.train_diffusion(
         args.seed,
+        unet,
+        text_encoder,
         autoencoder,
         tokenizer,
         folder,
@@ -75,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
         requires_safety_checker=False,
     )
     store(pipe, networks, weights)
-    pipe = pipeline(weights / "pipeline")  # measured is what was stored, rounded to float16
+    pipe = pipeline(weights=weights)  # measured is what was stored, rounded to float16
     figures = measure(pipe, pipe.vae, tokenizer, {name: rounded(net) for name, net in networks.items()})
     (folder / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     card = write_card(figures, f"{COMMAND} --seed {args.seed}")
@@ -84,8 +109,28 @@ def main(argv: list[str] | None = None) -> int:
     if args.install:
         shutil.rmtree(WEIGHTS_FOLDER, ignore_errors=True)
         shutil.copytree(weights, WEIGHTS_FOLDER)
-        (WEIGHTS_FOLDER / "MODEL_CARD.md").replace(WEIGHTS_FOLDER.parent / "MODEL_CARD.md")
-    return 0
+        (WEIGHTS_FOLDER / "MODEL_CARD.md").replace(CARD)
+        print(f"The second model goes with the old text encoder: train it anew with {COMMAND} --second --install")
+
+
+def train_second_model(args: argparse.Namespace) -> None:
+    """The second model's UNet, and its part of the card."""
+    folder: Path = args.output_dir
+    print("1/2 diffusion model", flush=True)
+    unet = train_second(args.seed, folder, args.scale)
+    print("2/2 measuring", flush=True)
+    weights = folder / SECOND_UNET_FOLDER.name
+    unet.to(torch.float16).save_pretrained(weights, safe_serialization=True)
+    pipe = pipeline()
+    pipe.unet = read_component(type(unet), weights, SECOND_MODEL)
+    rows = measure_generation(pipe)
+    (folder / "second_figures.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    section = write_second_section(rows, f"{COMMAND} --second --seed {args.seed}")
+    print(section)
+    if args.install:
+        shutil.rmtree(SECOND_UNET_FOLDER, ignore_errors=True)
+        shutil.copytree(weights, SECOND_UNET_FOLDER)
+        CARD.write_text(with_second_section(CARD.read_text(encoding="utf-8"), section), encoding="utf-8")
 
 
 def store(pipe: StableDiffusionPipeline, networks: dict[str, nn.Module], folder: Path) -> None:

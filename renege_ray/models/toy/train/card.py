@@ -30,6 +30,7 @@ from renege_ray.models.toy.train.vae import random_pictures, reconstruction_psnr
 
 PLAIN_PROMPTS = 500
 RENDERS = 600
+SECOND_HEADING = "## The second model"
 
 
 @torch.no_grad()
@@ -83,6 +84,16 @@ def measure(
     pipe: StableDiffusionPipeline, vae: AutoencoderKL, tokenizer: CLIPTokenizer, rewards: dict[str, nn.Module]
 ) -> dict[str, Any]:
     """All the figures of the card."""
+    return {
+        "vae_psnr_db": reconstruction_psnr(vae, random_pictures(500, "card")),
+        "judge": judge_on_renders(Judge()),
+        "rewards": {name: ranking_accuracy(net, tokenizer, vae, seed=1) for name, net in rewards.items()},
+        "generation": measure_generation(pipe),
+    }
+
+
+def measure_generation(pipe: StableDiffusionPipeline) -> dict[str, dict[str, float]]:
+    """What the judge says of images of held-out prompts, {with or without a negative, seed: shares}."""
     judge = Judge()
     texts = prompts("held_out")[:PLAIN_PROMPTS]
     negatives = {"no negative prompt": "", "negative prompt": ", ".join(NAMED_DEFECTS)}
@@ -91,20 +102,13 @@ def measure(
         for seed in range(2):
             images = generate(pipe, texts, negative, seed)
             rows[f"{name}, seed {seed}"] = summarise(judge.judge(images), texts)
-    return {
-        "vae_psnr_db": reconstruction_psnr(vae, random_pictures(500, "card")),
-        "judge": judge_on_renders(judge),
-        "rewards": {name: ranking_accuracy(net, tokenizer, vae, seed=1) for name, net in rewards.items()},
-        "generation": rows,
-    }
+    return rows
 
 
 def write_card(figures: dict[str, Any], trained_with: str) -> str:
     """The model card in Markdown."""
     rewards = figures["rewards"]
     kinds = list(next(iter(rewards.values())))
-    generation = figures["generation"]
-    columns = list(next(iter(generation.values())))
     return "\n".join(
         [
             "# The embedded model",
@@ -121,9 +125,7 @@ def write_card(figures: dict[str, Any], trained_with: str) -> str:
             "",
             f"## Images of {PLAIN_PROMPTS} held-out prompts, as the judge sees them",
             "",
-            _table(["share of images", *columns], [[n, *map(_percent, r.values())] for n, r in generation.items()]),
-            "",
-            "The first five columns: free of defects, attribute as asked for. The others: the defect is present.",
+            *_generation_table(figures["generation"]),
             "",
             "## Rewards: pairs ranked right that differ in one thing alone, held-out scenes",
             "",
@@ -140,6 +142,38 @@ def write_card(figures: dict[str, Any], trained_with: str) -> str:
             "",
         ]
     )
+
+
+def write_second_section(rows: dict[str, dict[str, float]], trained_with: str) -> str:
+    """What the card says of the second model, in Markdown."""
+    return "\n".join(
+        [
+            SECOND_HEADING,
+            "",
+            "Another UNet (narrower, from other random weights, trained on other pictures with other captions) with",
+            "the text encoder and the autoencoder of the first, both frozen. An embedding learned with the one model",
+            "fits the other.",
+            "",
+            f"Trained by `{trained_with}`, and measured like the first:",
+            "",
+            *_generation_table(rows),
+            "",
+        ]
+    )
+
+
+def with_second_section(card: str, section: str) -> str:
+    """The card with the section on the second model, in place of one that is there."""
+    return f"{card.partition(SECOND_HEADING)[0].rstrip()}\n\n{section}"
+
+
+def _generation_table(rows: dict[str, dict[str, float]]) -> list[str]:
+    columns = list(next(iter(rows.values())))
+    return [
+        _table(["share of images", *columns], [[name, *map(_percent, row.values())] for name, row in rows.items()]),
+        "",
+        "The first five columns: free of defects, attribute as asked for. The others: the defect is present.",
+    ]
 
 
 def _percent(share: float) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from renege_ray.models.toy.architecture import build_scheduler, build_text_encoder, build_unet
+from renege_ray.models.toy.architecture import build_scheduler
 from renege_ray.models.toy.captions import careful_caption, web_caption
 from renege_ray.models.toy.preferences import tokenize
 from renege_ray.models.toy.scenes import (
@@ -67,22 +67,25 @@ def velocity_loss(
 
 def train_diffusion(
     seed: int,
+    unet: UNet2DConditionModel,
+    text_encoder: CLIPTextModel,
     vae: AutoencoderKL,
     tokenizer: CLIPTokenizer,
     folder: Path,
     careful_recipe: Recipe = CAREFUL_RECIPE,
     web_recipe: Recipe = WEB_RECIPE,
     picture_count: int = PICTURES,
-) -> tuple[UNet2DConditionModel, CLIPTextModel]:
-    """Trains both networks from random weights; captions are drawn anew each time that a picture is used.
+) -> None:
+    """Trains the UNet in place, and the text encoder with it unless that is frozen.
 
-    The second stage begins with the averaged weights of the first. `folder` is for a checkpoint of each.
+    Captions are drawn anew each time that a picture is used. The second stage begins with the averaged weights of the
+    first. `folder` is for a checkpoint of each.
     """
-    torch.manual_seed(seed)
-    unet = build_unet().to(memory_format=torch.channels_last)
-    text_encoder = build_text_encoder(tokenizer)
+    unet.to(memory_format=torch.channels_last)
     scheduler = build_scheduler()
-    networks = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
+    networks = nn.ModuleDict({"unet": unet})
+    if any(parameter.requires_grad for parameter in text_encoder.parameters()):
+        networks["text_encoder"] = text_encoder
 
     def train(
         stage: str,
@@ -104,7 +107,5 @@ def train_diffusion(
 
     train("diffusion", careful_recipe, careful_caption, DEFECT_COUNT_PROBABILITIES)
     train("diffusion_web", web_recipe, web_caption, WEB_DEFECT_COUNT_PROBABILITIES)
-    return (
-        unet.eval().requires_grad_(False).to(memory_format=torch.contiguous_format),
-        text_encoder.eval().requires_grad_(False),
-    )
+    networks.eval().requires_grad_(False)
+    unet.to(memory_format=torch.contiguous_format)
