@@ -33,6 +33,24 @@ class ModelConfig(Section):
         description="of the model's arithmetic; auto is bfloat16 where the hardware has it, else float32",
     )
     compile: bool = Field(False, description="torch.compile the denoiser: minutes to start, then faster on a GPU")
+    size: Annotated[tuple[Count, Count], AsTuple] | None = Field(
+        None, description="height, width of the images in pixels; by default what the model was trained at"
+    )
+    frames: Count = Field(16, description="of a video, where the model makes videos")
+    controlnet: Name | None = Field(
+        None, description="a ControlNet to add to a Stable Diffusion model: a folder, or a Hub id"
+    )
+    control: Name | None = Field(
+        None,
+        description="what a ControlNet is shown: an image file for all prompts, or a folder with one for each and "
+        'metadata.jsonl, lines of {"file_name": "1.png", "text": "the prompt"}',
+    )
+
+    @model_validator(mode="after")
+    def _a_controlnet_is_shown_something(self) -> Self:
+        if self.controlnet is not None and self.control is None:
+            raise ValueError(f"model.control: missing, and model.controlnet {self.controlnet!r} has to be shown images")
+        return self
 
 
 class PromptsConfig(Section):

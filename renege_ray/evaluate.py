@@ -13,7 +13,8 @@ from renege_ray.image_statistics import ImageStatistics
 from renege_ray.method.rollout import rollout
 from renege_ray.models.base import TextToImage
 from renege_ray.prompts import pair_seed, prompt_id
-from renege_ray.rewards.base import Scorer
+from renege_ray.rewards.base import Scorer, VideoScorer
+from renege_ray.rewards.frames import middle_frame, over_frames
 from renege_ray.workers import Workers
 
 
@@ -44,8 +45,8 @@ def make_pairs(
     return tuple(Pair(by_id[ids[i]], pair_seed(run_seed, ids[i], k)) for k, i in rounds)
 
 
-def initial_noise(seed: int, latent_shape: tuple[int, int, int]) -> Tensor:
-    """x_T of one image, (1, C, H, W) float32 on the CPU.
+def initial_noise(seed: int, latent_shape: tuple[int, ...]) -> Tensor:
+    """x_T of one image, (1, C, H, W), or of one video, (1, C, F, H, W), float32 on the CPU.
 
     The numbers are those that a diffusers pipeline draws for
     `generator=torch.Generator("cpu").manual_seed(seed)`, so that any row of an evaluation can be had again
@@ -151,7 +152,7 @@ def evaluate(
     """Generate every pair with every negative (1, L, D) and score the images; the ranks share the pairs.
 
     Every rank returns the whole evaluation. Image statistics are scored along with what `scorers` give.
-    Images of the first `keep_images` pairs are kept.
+    Images of the first `keep_images` pairs are kept; of videos, the middle frames.
     """
     workers = workers or Workers()
     encoded = encoded or EncodedPrompts(model)
@@ -166,9 +167,9 @@ def evaluate(
             chunk = [pairs[i] for i in indices]
             images = generate(model, negative, chunk, sampling, encoded)
             prompts = [pair.prompt for pair in chunk]
-            scores = {name: values for judge in judges for name, values in judge.score(images, prompts).items()}
+            scores = score(judges, images, prompts)
             table[row, :, indices] = torch.stack([scores[name].double().cpu() for name in names])
-            for image, i in zip(images.float().cpu(), indices, strict=True):
+            for image, i in zip(middle_frame(images).float().cpu(), indices, strict=True):
                 if i < keep_images:
                     if kept is None:
                         kept = image.new_zeros(len(negatives), min(keep_images, len(pairs)), *image.shape)
@@ -182,6 +183,18 @@ def evaluate(
     )
 
 
+def score(judges: Sequence[Scorer], images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+    """What all judges say of images or videos, {name: (B,)}; what judges images judges a video by its frames."""
+    scores: dict[str, Tensor] = {}
+    for judge in judges:
+        scores |= (
+            judge.score(images, prompts)
+            if isinstance(judge, VideoScorer)
+            else over_frames(judge.score, images, prompts)
+        )
+    return scores
+
+
 def generate(
     model: TextToImage,
     negative: Tensor,
@@ -189,15 +202,17 @@ def generate(
     sampling: SamplingConfig,
     encoded: EncodedPrompts,
 ) -> Tensor:
-    """Images (B, 3, H, W) in [0, 1] of the pairs under the negative embedding (1 | B, L, D), without
-    gradient.
+    """Images (B, 3, H, W), or videos (B, 3, F, H, W), in [0, 1] of the pairs under the negative embedding
+    (1 | B, L, D), without gradient.
     """
+    prompts = [pair.prompt for pair in pairs]
+    model = model.for_prompts(prompts)
     with torch.no_grad():
         latents = torch.cat([initial_noise(pair.seed, model.latent_shape) for pair in pairs]).to(model.device)
         final = rollout(
             model.denoise,
             latents,
-            encoded([pair.prompt for pair in pairs]),
+            encoded(prompts),
             negative.to(model.device),
             model.schedule(sampling.num_inference_steps),
             sampling.guidance_scale,

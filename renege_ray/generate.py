@@ -22,6 +22,7 @@ from renege_ray.models import TextToImage, load_model
 from renege_ray.models.text_encoder import identify_text_encoder
 from renege_ray.output import make_output_dir, write_summary
 from renege_ray.pictures import image_grid, save_png, to_pil
+from renege_ray.rewards.frames import frames_of, middle_frame
 from renege_ray.sampling_flags import add_sampling_flags, sampling_config, whole
 
 _EMBEDDING_SUFFIXES = (".safetensors", *PICKLE_SUFFIXES)
@@ -91,8 +92,8 @@ def parse_request(argv: Sequence[str]) -> GenerateRequest:
 
 
 def generate(request: GenerateRequest, say: Callable[[str], None] = print) -> list[Path]:
-    """Write one PNG an image, a grid where there is more than one, and summary.json. Returns the files'
-    paths.
+    """Write one PNG an image (animated for a video), a grid where there is more than one, and summary.json.
+    Returns the files' paths.
 
     Raises:
         UserError: an embedding that cannot be read or does not fit (before the model is loaded), or the
@@ -114,10 +115,12 @@ def generate(request: GenerateRequest, say: Callable[[str], None] = print) -> li
             if negative is None:
                 negative = model.null_embedding() if name == "null" else encoded([_text(name, config)])
             negatives = negative.expand(len(request.pairs), -1, -1)
-        rows[_label(name, config)] = images = _in_batches(model, negatives, request, encoded)
+        images = _in_batches(model, negatives, request, encoded)
+        rows[_label(name, config)] = middle_frame(images)
         for pair, image in zip(request.pairs, images, strict=True):
             path = folder / "images" / f"{number}_{_slug(name)}_{_slug(pair.prompt)}_{pair.seed}.png"
-            save_png(to_pil(image), path)
+            first, *following = (to_pil(frame) for frame in frames_of(image))
+            save_png(first, path, following)
             files.append(path)
     if len(files) > 1:
         captions = [f"{pair.prompt} (seed {pair.seed})" for pair in request.pairs]
@@ -164,7 +167,7 @@ def _open_tables(request: GenerateRequest, say: Callable[[str], None]) -> dict[s
 
 
 def _in_batches(model: TextToImage, negatives: Tensor, request: GenerateRequest, encoded: EncodedPrompts) -> Tensor:
-    """Images (P, 3, H, W) of all pairs, each under its own negative of (P, L, D), on the CPU."""
+    """Images (P, 3, H, W), or videos, of all pairs, each under its own negative of (P, L, D), on the CPU."""
     import torch
 
     size = request.config.validation.batch_size

@@ -143,16 +143,17 @@ class GradientOfBatch:
         """Sum of the valid gradients (1, L, D) float64, and rewards (b, k, 1 + parts) float64, NaN where
         invalid.
         """
-        device, guidance_scale = self._model.device, self._config.sampling.guidance_scale
         prompts = [sample.prompt for sample in samples]
+        model, guidance_scale = self._model.for_prompts(prompts), self._config.sampling.guidance_scale
+        device = model.device
         steps = samples[0].gradient_steps
-        shape = (1, *self._model.latent_shape)
+        shape = (1, *model.latent_shape)
         seed = self._config.seed
         with torch.no_grad():
             prompt_embeds = self._encoded(prompts)
             x_T = torch.cat([noise(shape, seed, "noise", step, s.index) for s in samples]).to(device)
             path = rollout(
-                self._model.denoise, x_T, prompt_embeds, negative.to(device), self._schedule, guidance_scale,
+                model.denoise, x_T, prompt_embeds, negative.to(device), self._schedule, guidance_scale,
                 stop=steps[-1], keep=steps,
             )  # fmt: skip
         total = torch.zeros(negative.shape, dtype=torch.float64, device=device)
@@ -160,8 +161,8 @@ class GradientOfBatch:
         for i in steps:
             # A leaf for each sample: one that fails (NaN) cannot spoil the gradients of the others.
             n = negative.to(device).expand(len(samples), -1, -1).clone().requires_grad_()
-            x0 = predict_x0(self._model.denoise, path.kept[i], i, prompt_embeds, n, self._schedule, guidance_scale)
-            images = self._model.decode(x0)
+            x0 = predict_x0(model.denoise, path.kept[i], i, prompt_embeds, n, self._schedule, guidance_scale)
+            images = model.decode(x0)
             parts = self._reward.parts(images, prompts)
             rewards = self._reward.combine(parts)
             (gradients,) = torch.autograd.grad(rewards.sum(), n)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +54,8 @@ def read_inputs(config: RunConfig) -> Inputs:
         for split, found in sets.items()
         if getattr(config.prompts, split) != TOY or found.remarks
     ]
+    if config.model.control is not None:
+        check_control_images(config.model.control, [prompt for found in sets.values() for prompt in found.prompts])
     prompts = Prompts(**{split: found.prompts for split, found in sets.items()})
     return Inputs(prompts, read_initial(config.optim.init, "optim.init", config.model), tuple(notes))
 
@@ -66,13 +68,25 @@ def check_models(config: RunConfig) -> None:
     """
     _check_rewards(config.rewards)
     if config.model.id not in EMBEDDED_MODELS:
-        from renege_ray.models.hub import find_folder  # imports diffusers
+        from renege_ray.models.controlnet import check_control  # imports diffusers
+        from renege_ray.models.hub import find_folder  # likewise
 
-        find_folder(config.model)
+        check_control(config.model, find_folder(config.model))
     if config.model.lora is not None:
         from renege_ray.models.lora import check_lora  # likewise
 
         check_lora(config.model.lora)
+
+
+def check_control_images(control: str, prompts: Sequence[str]) -> None:
+    """Check that a ControlNet has an image for each of the prompts.
+
+    Raises:
+        UserError: some have none, or `control` is no such file or folder.
+    """
+    from renege_ray.models.control_images import ControlImages
+
+    ControlImages.read(control).check(prompts)
 
 
 def _check_rewards(config: RewardsConfig) -> None:
@@ -84,7 +98,7 @@ def _check_rewards(config: RewardsConfig) -> None:
     for name in named:
         if named.count(name) > 1:
             raise UserError(f"rewards: {name!r} is named twice in rewards.train and rewards.held_out; name it once")
-    judges = [name for name in config.judges if name not in JUDGE_NAMES]
+    judges = [name for name in config.judges if name != "judge"]
     locate_rewards([*named, *judges], config.checkpoints)
 
 

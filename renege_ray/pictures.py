@@ -99,11 +99,15 @@ def render(figure: "Figure") -> Image.Image:
     return Image.frombytes("RGBA", (width, height), bytes(canvas.buffer_rgba())).convert("RGB")
 
 
-def save_png(image: Image.Image, path: Path) -> None:
-    """Write a PNG under a temporary name and rename it, so that a reader never sees half a file."""
+def save_png(image: Image.Image, path: Path, following: Sequence[Image.Image] = ()) -> None:
+    """Write a PNG under a temporary name and rename it, so that a reader never sees half a file.
+
+    With frames that follow the first it is an animated one, 8 frames a second, which loses nothing either.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    image.save(temporary, format="PNG")
+    animated = {"save_all": True, "append_images": following, "duration": 125, "loop": 0} if following else {}
+    image.save(temporary, format="PNG", **animated)
     os.replace(temporary, path)
 
 

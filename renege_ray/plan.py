@@ -160,7 +160,7 @@ def _model_without_weights(config: RunConfig) -> "FrozenPipeline":
     folder = find_folder(config.model)
     family = check_family(folder, config.model.id)
     try:
-        return family.without_weights(folder)
+        return family.without_weights(folder, **family.options(config.model))
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"model {config.model.id!r}: its configuration files cannot be read: {reason}") from error

@@ -14,7 +14,7 @@ def add_sampling_flags(parser: argparse.ArgumentParser, job: str) -> None:
     """Add the flags that `sampling_config` reads."""
     add = parser.add_argument
     add("--preset", default="toy", metavar="NAME|FILE", help="where the settings below come from (default: toy)")
-    add("--model", metavar="ID", help="'toy', a folder in diffusers format, or a Hub id")
+    add("--model", metavar="ID", help="'toy', 'toy2', a folder in diffusers format, or a Hub id")
     add("--guidance-scale", type=number, metavar="W", help="above 1")
     add("--num-inference-steps", type=int, metavar="T", help="sampler steps")
     add("--output-dir", type=Path, metavar="DIR", help=f"default: outputs/{job}-DATE-TIME")

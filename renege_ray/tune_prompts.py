@@ -217,11 +217,12 @@ class PromptTuner:
     @torch.no_grad()
     def _generate(self, samples: Sequence[tuple[Slot, int]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Images, states at the gradient steps, rewards and mean held-out rewards of (slot, seed index) samples."""
-        device = self._model.device
         prompts = [slot.prompt for slot, _ in samples]
+        model = self._model.for_prompts(prompts)
+        device = model.device
         steps = [self._gradient_steps(slot, j) for slot, j in samples]
         path = rollout(
-            self._model.denoise,
+            model.denoise,
             torch.stack([slot.noise[j] for slot, j in samples]).to(device),
             self._encoded(prompts),
             torch.cat([slot.search.candidate for slot, _ in samples]).to(device),
@@ -229,7 +230,7 @@ class PromptTuner:
             self._config.sampling.guidance_scale,
             keep={step for own in steps for step in own},
         )
-        images = self._model.decode(path.latents)
+        images = model.decode(path.latents)
         states = torch.stack([torch.stack([path.kept[step][row] for step in own]) for row, own in enumerate(steps)])
         rewards = self._rewards.train(images, prompts).double().cpu()
         held_out = [reward(images, prompts).double().cpu() for reward in self._rewards.held_out]
@@ -275,13 +276,14 @@ class PromptTuner:
 
     def _gradients_of_samples(self, samples: Sequence[tuple[Slot, int, int]]) -> Tensor:
         """dR / dn of (slot, seed index, gradient index) samples, (b, L, D) float64 on the CPU."""
-        device = self._model.device
         prompts = [slot.prompt for slot, _, _ in samples]
+        model = self._model.for_prompts(prompts)
+        device = model.device
         states = torch.stack([slot.measured.states[j, m] for slot, j, m in samples if slot.measured is not None])
         n = torch.cat([slot.search.candidate for slot, _, _ in samples]).to(device).requires_grad_()
         rewards = reward_of_prediction(
-            self._model.denoise,
-            self._model.decode,
+            model.denoise,
+            model.decode,
             self._rewards.train,
             states,
             torch.tensor([self._gradient_steps(slot, j)[m] for slot, j, m in samples]),

@@ -8,14 +8,18 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    ControlNetModel,
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     PixArtAlphaPipeline,
     PixArtTransformer2DModel,
+    StableDiffusionControlNetPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
+    TextToVideoSDPipeline,
     UNet2DConditionModel,
+    UNet3DConditionModel,
 )
 from tokenizers import pre_tokenizers
 from transformers import (
@@ -118,6 +122,51 @@ def build_tiny_sdxl(*, seed: int = 0) -> StableDiffusionXLPipeline:
                 timestep_spacing="leading",
             ),
             add_watermarker=False,
+        )
+
+    return _seeded(build, seed)
+
+
+def build_tiny_controlnet(*, seed: int = 0) -> StableDiffusionControlNetPipeline:
+    """Stable Diffusion with a ControlNet, whose zero convolutions are as after training: not zero."""
+
+    def build() -> StableDiffusionControlNetPipeline:
+        pipeline = build_tiny_pipeline(seed=seed)
+        controlnet = ControlNetModel.from_unet(pipeline.unet, conditioning_embedding_out_channels=(8, 8))
+        for weight in controlnet.parameters():
+            if not weight.any():
+                torch.nn.init.normal_(weight, std=0.3)
+        return StableDiffusionControlNetPipeline(
+            **pipeline.components, controlnet=controlnet, requires_safety_checker=False
+        )
+
+    return _seeded(build, seed)
+
+
+def build_tiny_video(*, seed: int = 0) -> TextToVideoSDPipeline:
+    """ZeroScope: a UNet that attends over frames, with SD 2.1's kind of text encoder."""
+
+    def build() -> TextToVideoSDPipeline:
+        tokenizer = _clip_tokenizer()
+        unet = UNet3DConditionModel(
+            sample_size=8,
+            layers_per_block=1,
+            attention_head_dim=4,
+            norm_num_groups=4,
+            block_out_channels=(8, 16),
+            down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
+            up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
+            cross_attention_dim=24,
+        )
+        for weight in unet.parameters():
+            if not weight.any():  # temporal convolutions begin as the identity
+                torch.nn.init.normal_(weight, std=0.05)
+        return TextToVideoSDPipeline(
+            text_encoder=CLIPTextModel(_clip_config(tokenizer, hidden_size=24, hidden_act="gelu")),
+            unet=unet,
+            vae=_vae(),
+            tokenizer=tokenizer,
+            scheduler=DDIMScheduler(**TINY_SCHEDULER),
         )
 
     return _seeded(build, seed)

@@ -142,7 +142,7 @@ def predict_x0_and_noise(
     """
     signal, sigma = alpha.sqrt(), (1 - alpha).sqrt()
     if alpha.ndim:  # unlike a scalar, a tensor would impose its own dtype and has to be on the same device
-        signal, sigma = (factor.to(latents).view(-1, 1, 1, 1) for factor in (signal, sigma))
+        signal, sigma = (factor.to(latents).view(-1, *[1] * (latents.ndim - 1)) for factor in (signal, sigma))
     if prediction_type == "epsilon":
         x0, noise = (latents - sigma * model_output) / signal, model_output
     elif prediction_type == "v_prediction":

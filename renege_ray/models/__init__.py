@@ -29,7 +29,14 @@ def load_model(config: "ModelConfig", device: torch.device | str | None = None) 
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     pipeline, name = load_pipeline(config)
     family = FAMILIES[type(pipeline).__name__]
-    return family(pipeline, name, dtype=choose_dtype(config.dtype, device), device=device, compile=config.compile)
+    return family(
+        pipeline,
+        name,
+        dtype=choose_dtype(config.dtype, device),
+        device=device,
+        compile=config.compile,
+        **family.options(config),
+    )
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:

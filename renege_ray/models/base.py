@@ -1,6 +1,7 @@
 """What the use cases ask of a text-to-image model, whatever its family.
 
-Notation and shapes are those of `renege_ray.method.guidance`.
+Notation and shapes are those of `renege_ray.method.guidance`. A model of videos has one dimension more, the F frames,
+after the channels: latents (B, C, F, H, W), videos (B, 3, F, height, width). See `renege_ray.rewards.frames`.
 """
 
 from collections.abc import Sequence
@@ -37,8 +38,8 @@ class TextToImage(Protocol):
         ...
 
     @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the latents."""
+    def latent_shape(self) -> tuple[int, ...]:
+        """(C, H, W) of the latents, (C, F, H, W) of a video's."""
         ...
 
     @property
@@ -71,6 +72,13 @@ class TextToImage(Protocol):
 
     def starting_point(self, embedding: Tensor) -> Tensor:
         """An embedding to learn from, (1, L, D), that acts as `embedding` and gives each token its own gradient."""
+        ...
+
+    def for_prompts(self, prompts: Sequence[str]) -> "TextToImage":
+        """The model for a batch of these prompts, in their order: the same, unless it is given an image beside each.
+
+        Its `denoise` takes as many samples as there are prompts, or a multiple (both branches of the guidance).
+        """
         ...
 
     def count_truncated(self, prompts: Sequence[str]) -> int:

@@ -12,11 +12,14 @@ from renege_ray.errors import UserError
 from renege_ray.models.frozen_pipeline import FrozenPipeline
 from renege_ray.models.pixart_alpha import PixArtAlpha
 from renege_ray.models.stable_diffusion import StableDiffusion
+from renege_ray.models.stable_diffusion_controlnet import StableDiffusionControlNet
 from renege_ray.models.stable_diffusion_xl import StableDiffusionXL
+from renege_ray.models.text_to_video import TextToVideo
 
 INDEX = "model_index.json"
 FAMILIES: dict[str, type[FrozenPipeline]] = {
-    family.PIPELINE: family for family in (StableDiffusion, StableDiffusionXL, PixArtAlpha)
+    family.PIPELINE: family
+    for family in (StableDiffusion, StableDiffusionXL, PixArtAlpha, StableDiffusionControlNet, TextToVideo)
 }
 _DISTILLED = "its guidance is distilled into its weights, so that it makes no use of a negative"
 _NO_NEGATIVE = {

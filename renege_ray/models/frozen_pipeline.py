@@ -10,6 +10,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import lru_cache
+from math import prod
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar, Self
@@ -19,9 +20,10 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
+from renege_ray.config import ModelConfig
 from renege_ray.errors import UserError
 from renege_ray.method.schedule import Schedule, make_schedule
-from renege_ray.models.base import clamp_straight_through
+from renege_ray.models.base import TextToImage, clamp_straight_through
 from renege_ray.models.layout import EmbeddingLayout
 from renege_ray.models.text_encoder import identify, read_layout, text_encoders
 
@@ -35,8 +37,9 @@ class FrozenPipeline(ABC):
 
     PIPELINE: ClassVar[str]  # the class of diffusers that holds the family's models
     DENOISER: ClassVar[str]  # the name of the pipeline's component
+    SAFETY_CHECKER: ClassVar[bool] = False  # whether the pipeline has one
     # The peak of `gradient_memory` in bfloat16 (plain, after `save_memory`) at so many latents a side, counted by
-    # adding up all live tensors of one sample's forward and backward pass on torch's fake tensors.
+    # adding up all live tensors of one sample's forward and backward pass on torch's fake tensors. Of a video: a frame.
     MEMORY: ClassVar[tuple[float, float, int]]
 
     def __init__(
@@ -47,6 +50,7 @@ class FrozenPipeline(ABC):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         compile: bool = False,
+        size: tuple[int, int] | None = None,
     ) -> None:
         """Take over a pipeline.
 
@@ -56,41 +60,49 @@ class FrozenPipeline(ABC):
             dtype: what the networks compute in. Latents and the scheduler's arithmetic stay float32.
             device: where to compute.
             compile: `torch.compile` the denoiser (one graph with and one without gradient for each shape).
+            size: (height, width) of the images in pixels; what the denoiser was trained at if None.
 
         Raises:
-            UserError: the model's scheduler has no DDIM form (it is a flow-matching model, say).
+            UserError: the model's scheduler has no DDIM form (it is a flow-matching model, say), or a size that its
+                decoder cannot make.
         """
         self.name, self.dtype, self.device = name, dtype, torch.device(device)
         self.pipeline = pipeline
         self._vae, self._denoiser = pipeline.vae, getattr(pipeline, self.DENOISER)
         self._scheduler = _ddim_of(pipeline.scheduler, name)
+        self._latent_size = _latent_size(self._denoiser, size, pipeline.vae_scale_factor)
         identity = identify(pipeline)
         self.text_encoder_name, self.text_encoder_hash = identity.name, identity.hash
         self.embedding_layout: EmbeddingLayout = identity.layout
-        for module in (self._vae, self._denoiser, *text_encoders(pipeline)):
+        for module in (*self._networks(), *text_encoders(pipeline)):
             module.requires_grad_(False).eval()
             # Some decoders overflow in float16 (SDXL's), which is why diffusers keeps them in float32 too.
             overflows = module is self._vae and dtype == torch.float16 and self._vae.config.force_upcast
             # Not module.to(): diffusers' own warns of modules to be kept in float32, and then names none.
             torch.nn.Module.to(module, device=self.device, dtype=torch.float32 if overflows else dtype)
-        for module in (self._vae, self._denoiser):
-            # Convolutions: 1.4 times as fast on a CPU, and tensor cores want it.
-            module.to(memory_format=torch.channels_last)
+        for weight in (weight for module in self._networks() for weight in module.parameters()):
+            if weight.ndim == 4:  # convolutions of images: 1.4 times as fast on a CPU, and tensor cores want it
+                weight.data = weight.data.to(memory_format=torch.channels_last)
         self._compiled = torch.compile(self._denoiser) if compile else self._denoiser
 
     @classmethod
-    def without_weights(cls, folder: Path) -> Self:
+    def options(cls, config: ModelConfig) -> dict[str, Any]:
+        """The family's own arguments, besides those that all have, as a configuration gives them."""
+        return {"size": config.size}
+
+    @classmethod
+    def without_weights(cls, folder: Path, *, size: tuple[int, int] | None = None) -> Self:
         """A model of which only shapes and operations are known (on torch's meta device), by its configuration files.
 
-        It has no pipeline and no VAE; its `denoise` can be counted.
+        It has no pipeline and no VAE; its `denoise` can be counted. The arguments are those of `options`.
         """
-        config = json.loads((folder / cls.DENOISER / "config.json").read_text(encoding="utf-8"))
         model = cls.__new__(cls)
         model.name, model.dtype, model.device = folder.name, torch.float32, torch.device("meta")
         model.embedding_layout = read_layout(folder)
-        model.pipeline = SimpleNamespace(vae_scale_factor=1)
-        with torch.device("meta"):
-            model._denoiser = model._compiled = getattr(diffusers, config["_class_name"]).from_config(config)
+        model._denoiser = model._compiled = shape_of(folder / cls.DENOISER)
+        vae = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
+        model.pipeline = SimpleNamespace(vae_scale_factor=2 ** (len(vae["block_out_channels"]) - 1))
+        model._latent_size = _latent_size(model._denoiser, size, model.pipeline.vae_scale_factor)
         return model
 
     @property
@@ -100,11 +112,9 @@ class FrozenPipeline(ABC):
         return module
 
     @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """(C, H, W), from the size that the denoiser was trained at."""
-        size = self._denoiser.config.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
-        return int(self._denoiser.config.in_channels), int(height), int(width)
+    def latent_shape(self) -> tuple[int, ...]:
+        """(C, H, W)."""
+        return int(self._denoiser.config.in_channels), *self._latent_size
 
     @property
     def embedding_shape(self) -> tuple[int, int]:
@@ -123,6 +133,10 @@ class FrozenPipeline(ABC):
     def starting_point(self, embedding: Tensor) -> Tensor:
         """The embedding itself: nothing in it keeps the gradient from any of its tokens."""
         return embedding
+
+    def for_prompts(self, prompts: Sequence[str]) -> TextToImage:
+        """The same: all that most families know of a prompt is its embedding."""
+        return self
 
     @classmethod
     def call_arguments(cls, pipeline: Any, prompts: str | Sequence[str] | None) -> dict[str, Tensor | None]:
@@ -172,9 +186,13 @@ class FrozenPipeline(ABC):
 
         Activations grow with the area of the latents and the size of a number.
         """
-        _, height, width = self.latent_shape
         plain, saved, side = self.MEMORY
-        return (saved if saving else plain) * height * width / side**2 * self.dtype.itemsize / 2
+        area = prod(self.latent_shape[1:])
+        return (saved if saving else plain) * area / side**2 * self.dtype.itemsize / 2
+
+    def _networks(self) -> list[Any]:
+        """What computes on latents and images."""
+        return [self._vae, self._denoiser]
 
     @abstractmethod
     def _encode(self, prompts: list[str]) -> dict[str, Tensor]:
@@ -183,6 +201,13 @@ class FrozenPipeline(ABC):
     @abstractmethod
     def _predict(self, latents: Tensor, timestep: Tensor, tensors: dict[str, Tensor]) -> Tensor:
         """The denoiser's output in its own dtype; all tensors have B rows."""
+
+
+def shape_of(folder: Path) -> Any:
+    """A network of diffusers on the meta device, from its configuration file."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    with torch.device("meta"):
+        return getattr(diffusers, config["_class_name"]).from_config(config)
 
 
 @lru_cache
@@ -200,6 +225,17 @@ def count_longer(tokenizer: Any, prompts: Sequence[str], length: int) -> int:
     """How many of the prompts have more tokens than `length`."""
     ids = tokenizer(list(prompts), truncation=False, verbose=False).input_ids if prompts else []
     return sum(len(tokens) > length for tokens in ids)
+
+
+def _latent_size(denoiser: Any, size: tuple[int, int] | None, factor: int) -> tuple[int, int]:
+    """(H, W) of the latents of images of a size in pixels, or of the size that the denoiser was trained at."""
+    if size is None:
+        trained = denoiser.config.sample_size
+        height, width = (trained, trained) if isinstance(trained, int) else trained
+        return int(height), int(width)
+    if any(side % factor for side in size):
+        raise UserError(f"model.size: {list(size)} has a side that is no multiple of {factor}, a latent's pixels")
+    return size[0] // factor, size[1] // factor
 
 
 def _ddim_of(scheduler: Any, name: str) -> DDIMScheduler:

@@ -16,7 +16,8 @@ from transformers.utils import logging as transformers_logging
 from renege_ray.config import ModelConfig
 from renege_ray.errors import UserError
 from renege_ray.models import toy
-from renege_ray.models.families import FAMILIES, INDEX, check_family
+from renege_ray.models.controlnet import add_controlnet, check_control
+from renege_ray.models.families import INDEX, check_family
 from renege_ray.models.hub_errors import first_line, why_not
 from renege_ray.models.lora import fuse_lora
 
@@ -42,12 +43,17 @@ def load_pipeline(config: ModelConfig, *, text_only: bool = False) -> tuple[Any,
         pipeline, name = toy.pipeline(config.id, text_only=text_only), config.id
     else:
         folder = find_folder(config)
+        if not text_only:
+            check_control(config, folder)
         pipeline = read_pipeline(folder, config.id, variant=config.variant, text_only=text_only)
         # The name goes into stored metadata, where the path of one machine would mean nothing.
         name = folder.resolve().name if is_local(config.id) else config.id
+    if config.controlnet is not None and not text_only:
+        pipeline = add_controlnet(pipeline, config.controlnet)
+        name += f" + {short_name(config.controlnet)}"
     if config.lora is not None:
         fuse_lora(pipeline, config.lora)
-        name += f" + {Path(config.lora).stem if Path(config.lora).exists() else config.lora}"
+        name += f" + {short_name(config.lora)}"
     return pipeline, name
 
 
@@ -87,7 +93,7 @@ def read_pipeline(folder: Path, model: str, *, variant: str | None, text_only: b
         UserError: a file is missing or damaged.
     """
     family = check_family(folder, model)
-    options = dict(WITHOUT_CHECKER) if family is FAMILIES["StableDiffusionPipeline"] else {}
+    options = dict(WITHOUT_CHECKER) if family.SAFETY_CHECKER else {}
     if text_only:
         options |= {family.DENOISER: None, "vae": None}
     with _reading(folder, model):
@@ -128,6 +134,12 @@ def _no_progress_bars() -> Iterator[None]:
     finally:
         for library in libraries:
             library.enable_progress_bar()
+
+
+def short_name(addition: str) -> str:
+    """What a model's name says of a LoRA or a ControlNet: the name of its file or folder, or its Hub id."""
+    path = Path(addition).expanduser()
+    return path.stem if path.exists() else addition
 
 
 def is_local(model: str) -> bool:

@@ -16,6 +16,7 @@ class StableDiffusion(FrozenPipeline):
 
     PIPELINE = "StableDiffusionPipeline"
     DENOISER = "unet"
+    SAFETY_CHECKER = True
     MEMORY = (3.8, 1.9, 64)  # SD1.5
 
     def count_truncated(self, prompts: Sequence[str]) -> int:

@@ -10,7 +10,14 @@ from pathlib import Path
 import torch
 
 from renege_ray.rewards.base import Reward, RewardModel, RewardScorer, Scorer, as_scorer
-from renege_ray.rewards.catalogue import JUDGE_NAMES, REWARD_NAMES, REWARDS, check_names, full_name
+from renege_ray.rewards.catalogue import (
+    JUDGE_NAMES,
+    REWARD_NAMES,
+    REWARDS,
+    VIDEO_METRICS,
+    check_names,
+    full_name,
+)
 from renege_ray.rewards.checkpoints import locate
 from renege_ray.rewards.weighted import WeightedReward
 
@@ -34,18 +41,19 @@ __all__ = [
 def locate_rewards(
     names: Iterable[str], checkpoints: Mapping[str, str | Path] | None = None
 ) -> dict[str, dict[str, Path]]:
-    """The files of rewards, {name: {source: path}}; nothing is loaded, but the Hub's files are downloaded.
+    """The files of rewards and metrics, {name: {source: path}}; nothing is loaded, but the Hub's files are downloaded.
 
     Args:
-        names: of rewards.
+        names: of rewards and metrics of videos.
         checkpoints: local copies, {name: file or folder}.
 
     Raises:
         UserError: a name is not known, or a file is missing.
     """
     names = tuple(names)
-    check_names(names, REWARD_NAMES, "reward")
-    return {name: locate(REWARDS[full_name(name)], checkpoints or {}) for name in names}
+    known = REWARDS | VIDEO_METRICS
+    check_names(names, (*REWARD_NAMES, *VIDEO_METRICS), "reward")
+    return {name: locate(known[full_name(name)], checkpoints or {}) for name in names}
 
 
 def load_rewards(
@@ -69,7 +77,8 @@ def load_rewards(
     """
     from renege_ray.models import choose_dtype
 
-    device = torch.device(device)
+    names, device = tuple(names), torch.device(device)
+    check_names(names, REWARD_NAMES, "reward")
     located = locate_rewards(names, checkpoints)
     return {name: _load(name, files, device, choose_dtype(dtype, device)) for name, files in located.items()}
 
@@ -91,7 +100,9 @@ def load_scorers(
     rewards = load_rewards(
         [name for name in names if name not in JUDGE_NAMES], device, checkpoints=checkpoints, dtype=dtype
     )
-    return {name: as_scorer(rewards[name]) if name in rewards else _judge() for name in names}
+    metrics = _video_metrics([name for name in names if name in VIDEO_METRICS], device, checkpoints)
+    scorers: dict[str, Scorer] = {name: as_scorer(reward) for name, reward in rewards.items()}
+    return {name: scorers.get(name) or metrics.get(name) or _judge() for name in names}
 
 
 def _load(name: str, files: Mapping[str, Path], device: torch.device, dtype: torch.dtype) -> RewardModel:
@@ -99,6 +110,17 @@ def _load(name: str, files: Mapping[str, Path], device: torch.device, dtype: tor
     facts = REWARDS[full_name(name)]
     reward: RewardModel = import_module(f"renege_ray.rewards.{facts.module}").load(facts, files, dtype)
     return reward.eval().requires_grad_(False).to(device)
+
+
+def _video_metrics(
+    names: Iterable[str], device: torch.device | str, checkpoints: Mapping[str, str | Path] | None
+) -> dict[str, Scorer]:
+    located = locate_rewards(names, checkpoints)
+    if not located:
+        return {}
+    from renege_ray.rewards.video_metrics import load
+
+    return {name: load(name, files, torch.device(device)) for name, files in located.items()}
 
 
 def _judge() -> Scorer:

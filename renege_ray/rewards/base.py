@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from renege_ray.rewards.catalogue import RewardFacts
 from renege_ray.rewards.checkpoints import sha256
+from renege_ray.rewards.frames import is_video, over_frames
 
 TEXTS_KEPT = 16_384
 """How many prompts a reward keeps the text features (or tokens) of: more than the paper trains on; at most 64 MiB."""
@@ -47,6 +48,16 @@ class Scorer(Protocol):
         ...
 
 
+class VideoScorer(ABC):
+    """A `Scorer` of whole videos (B, 3, F, height, width); still images have NaN."""
+
+    names: tuple[str, ...]
+
+    @abstractmethod
+    def score(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """{name: (B,)}."""
+
+
 class RewardModel(nn.Module, ABC):
     """A `Reward` that is a frozen network. A subclass computes `judge`.
 
@@ -70,11 +81,13 @@ class RewardModel(nn.Module, ABC):
         """(B,) float32, differentiable, of float32 images (B, 3, height, width) and B prompts; B is at least 1."""
 
     def forward(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Rewards (B,) float32 of images (B, 3, height, width) in [0, 1], differentiable in the images.
+        """Rewards (B,) float32 of images (B, 3, height, width) in [0, 1], or of videos, differentiable in them.
 
         Raises:
             ValueError: images of another shape, or another number of prompts.
         """
+        if is_video(images):
+            return over_frames(self.forward, images, prompts)
         if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:] or not images.is_floating_point():
             raise ValueError(
                 f"{self.name}: images are {images.dtype} of shape {tuple(images.shape)}, not floating point of shape "

@@ -49,6 +49,8 @@ class RewardFacts:
 # Any CLIP has the same vocabulary; it follows from the list of merges alone.
 CLIP_VOCABULARY = Source("clip_vocabulary", "openai/clip-vit-large-patch14", ("merges.txt", "tokenizer.json"))
 BERT_VOCABULARY = Source("bert_vocabulary", "google-bert/bert-base-uncased", ("vocab.txt",))
+DINO = Source("dino", "facebook/dino-vitb16", ("pytorch_model.bin", "model.safetensors"), ("config.json",))
+CLIP_B = Source("clip_b", "openai/clip-vit-base-patch32", ("pytorch_model.bin", "model.safetensors"), ("config.json",))
 CLIP_L = Source("clip", "openai/clip-vit-large-patch14", ("model.safetensors",), ("config.json",))
 
 # The second is what its authors call the first.
@@ -111,13 +113,46 @@ _ALL = (
     ),
 )
 
+# What measures videos, and cannot be trained against.
+_VIDEO_METRICS = (
+    RewardFacts(
+        "temporal_flickering",
+        "VBench",
+        "video_metrics",
+        (0.9, 1),
+        "VBench's temporal flickering: how little a video changes from frame to frame",
+        reads_prompts=False,
+    ),
+    RewardFacts(
+        "subject_consistency",
+        "VBench",
+        "video_metrics",
+        (0.8, 1),
+        "VBench's subject consistency: how alike the frames' DINO features are",
+        (DINO,),
+        reads_prompts=False,
+    ),
+    RewardFacts(
+        "background_consistency",
+        "VBench",
+        "video_metrics",
+        (0.9, 1),
+        "VBench's background consistency: how alike the frames' CLIP features are",
+        (CLIP_B,),
+        reads_prompts=False,
+    ),
+)
+VIDEO_METRICS = {facts.name: facts for facts in _VIDEO_METRICS}
 REWARDS = {facts.name: facts for facts in _ALL}
 SHORT_NAMES = {"hpsv2": "hpsv2-v2.1"}
 REWARD_NAMES = (*REWARDS, *SHORT_NAMES)
 # What the judges measure, {judge: scores}.
-JUDGE_SCORES = {"judge": ("judge_clean", "judge_shape", "judge_colour", "judge_background", "judge_size")}
+JUDGE_SCORES = {
+    "judge": ("judge_clean", "judge_shape", "judge_colour", "judge_background", "judge_size"),
+    **{name: (name,) for name in VIDEO_METRICS},
+}
 JUDGE_NAMES = tuple(JUDGE_SCORES)
-SOURCES = {source.name: source for facts in _ALL for source in facts.sources}
+SOURCES = {source.name: source for facts in (*_ALL, *_VIDEO_METRICS) for source in facts.sources}
 
 
 def full_name(name: str) -> str:

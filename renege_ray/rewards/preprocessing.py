@@ -33,12 +33,16 @@ def centre_crop(images: Tensor, size: int) -> Tensor:
     """(B, 3, H, W) -> (B, 3, size, size): the shortest side becomes `size`, and the middle is kept."""
     shortest = min(images.shape[-2:])
     height, width = (size * side // shortest for side in images.shape[-2:])
-    images = resize(images, height, width)
-    top, left = round((height - size) / 2), round((width - size) / 2)
+    return centre(resize(images, height, width), size)
+
+
+def centre(images: Tensor, size: int) -> Tensor:
+    """(B, 3, H, W) -> (B, 3, size, size), the middle."""
+    top, left = (round((side - size) / 2) for side in images.shape[-2:])
     return images[..., top : top + size, left : left + size]
 
 
-def normalise(images: Tensor) -> Tensor:
-    """(B, 3, H, W) in [0, 1] -> the same with CLIP's mean and standard deviation."""
-    mean, std = (images.new_tensor(values).view(3, 1, 1) for values in (MEAN, STD))
-    return (images - mean) / std
+def normalise(images: Tensor, mean: tuple[float, float, float] = MEAN, std: tuple[float, float, float] = STD) -> Tensor:
+    """(B, 3, H, W) in [0, 1] -> the same minus a mean, divided by a standard deviation (CLIP's)."""
+    shift, scale = (images.new_tensor(values).view(3, 1, 1) for values in (mean, std))
+    return (images - shift) / scale

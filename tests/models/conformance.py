@@ -33,14 +33,14 @@ def noise(model: TextToImage, count: int, seed: int = 0) -> Tensor:
 @torch.no_grad()
 def images_of(model: TextToImage, prompts: Sequence[str], negative: Tensor) -> Tensor:
     """A whole generation by this package."""
-    embeds, schedule = model.encode_prompts(prompts), model.schedule(STEPS)
+    embeds, schedule, model = model.encode_prompts(prompts), model.schedule(STEPS), model.for_prompts(prompts)
     end = rollout(model.denoise, noise(model, len(prompts)), embeds, negative, schedule, W)
     return model.decode(end.latents)
 
 
 def redness(images: Tensor, prompts: Sequence[str]) -> Tensor:
     """A reward that a tiny random model can raise."""
-    return images[:, 0].mean(dim=(1, 2)) - images[:, 1:].mean(dim=(1, 2, 3))
+    return images[:, 0].flatten(1).mean(dim=1) - images[:, 1:].flatten(1).mean(dim=1)
 
 
 def learned_entries(model: TextToImage) -> Tensor:
@@ -54,6 +54,8 @@ def learned_entries(model: TextToImage) -> Tensor:
 class Conformance(ABC):
     # The pipeline's own arguments for an image of the model's own size, and what it is compared at.
     CALL: ClassVar[dict[str, Any]] = {}
+    # What else a configuration says of the model.
+    OPTIONS: ClassVar[dict[str, Any]] = {}
 
     @staticmethod
     @abstractmethod
@@ -75,9 +77,9 @@ class Conformance(ABC):
         """The family's own pipeline with diffusers' DDIM."""
         return self.plain_pipeline(folder)
 
-    @staticmethod
-    def load(folder: Path, **options: Any) -> FrozenPipeline:
-        model = load_model(ModelConfig(id=str(folder), **options), "cpu")
+    @classmethod
+    def load(cls, folder: Path, **options: Any) -> FrozenPipeline:
+        model = load_model(ModelConfig(id=str(folder), **(cls.OPTIONS | options)), "cpu")
         assert isinstance(model, FrozenPipeline)
         return model
 
@@ -93,7 +95,11 @@ class Conformance(ABC):
         given = {} if "prompt_embeds" in arguments else {"prompt": list(prompts)}
         latents = noise(model, len(prompts)).to(pipeline.dtype)
         fixed = {"num_inference_steps": STEPS, "guidance_scale": W, "output_type": "pt", "latents": latents}
-        images: Tensor = pipeline(**given, **fixed, **self.CALL, **arguments).images
+        return self.pixels(pipeline(**given, **fixed, **self.CALL, **arguments))
+
+    @staticmethod
+    def pixels(output: Any) -> Tensor:
+        images: Tensor = output.images
         return images
 
     def negative(self, model: TextToImage) -> Tensor:
@@ -134,10 +140,10 @@ class Conformance(ABC):
     def test_rows_of_a_batch_do_not_touch_each_other(self, model: FrozenPipeline) -> None:
         latents, embeds, t = noise(model, 3), model.encode_prompts(PROMPTS), torch.tensor(501)
         with torch.no_grad():
-            outputs, images = model.denoise(latents, t, embeds), model.decode(latents)
+            outputs, images = model.for_prompts(PROMPTS).denoise(latents, t, embeds), model.decode(latents)
             for i in range(3):
                 row = slice(i, i + 1)
-                alone = model.denoise(latents[row], t, embeds[row])
+                alone = model.for_prompts(PROMPTS[row]).denoise(latents[row], t, embeds[row])
                 torch.testing.assert_close(outputs[row], alone, atol=2e-5, rtol=1e-5)
                 torch.testing.assert_close(images[row], model.decode(latents[row]), atol=2e-5, rtol=1e-5)
         assert (outputs[0] - outputs[1]).abs().max() > 1e-3
@@ -148,10 +154,11 @@ class Conformance(ABC):
         """As prompts that are tuned together have."""
         latents, embeds, timesteps = noise(model, 3), model.encode_prompts(PROMPTS), torch.tensor([901, 501, 1])
         with torch.no_grad():
-            outputs = model.denoise(latents, timesteps, embeds)
+            outputs = model.for_prompts(PROMPTS).denoise(latents, timesteps, embeds)
             for i, t in enumerate(timesteps):
-                alone = model.denoise(latents[i : i + 1], t, embeds[i : i + 1])
-                torch.testing.assert_close(outputs[i : i + 1], alone, atol=2e-5, rtol=1e-5)
+                row = slice(i, i + 1)
+                alone = model.for_prompts(PROMPTS[row]).denoise(latents[row], t, embeds[row])
+                torch.testing.assert_close(outputs[row], alone, atol=2e-5, rtol=1e-5)
 
     # Gradients
 
@@ -174,7 +181,8 @@ class Conformance(ABC):
 
         def value(n: Tensor) -> Tensor:
             embeds, schedule = model.encode_prompts(PROMPTS[:1]), model.schedule(STEPS)
-            x0 = predict_x0(model.denoise, noise(model, 1), STEPS - 2, embeds, n, schedule, W)
+            shown = model.for_prompts(PROMPTS[:1])
+            x0 = predict_x0(shown.denoise, noise(model, 1), STEPS - 2, embeds, n, schedule, W)
             return x0.square().mean()
 
         n = model.starting_point(model.encode_prompts([""]))
@@ -219,7 +227,7 @@ class Conformance(ABC):
 
     @staticmethod
     def rewards(model: TextToImage, n: Tensor, prompts: Sequence[str]) -> Tensor:
-        schedule = model.schedule(STEPS)
+        schedule, model = model.schedule(STEPS), model.for_prompts(prompts)
         return reward_of_prediction(
             model.denoise, model.decode, redness, noise(model, len(prompts)), STEPS - 2, prompts,
             model.encode_prompts(prompts), n, schedule, W,
@@ -239,7 +247,7 @@ class Conformance(ABC):
         assert half.text_encoder_hash == model.text_encoder_hash
         latents, embeds = noise(half, 1), half.encode_prompts(["a"])
         assert embeds.dtype == torch.float32
-        assert half.denoise(latents, torch.tensor(500), embeds).dtype == torch.float32
+        assert half.for_prompts(["a"]).denoise(latents, torch.tensor(500), embeds).dtype == torch.float32
         assert half.decode(latents).dtype == torch.float32
         negative = self.negative(model)
         difference = images_of(half, PROMPTS, negative) - images_of(model, PROMPTS, negative)
@@ -260,7 +268,8 @@ class Conformance(ABC):
         assert capfd.readouterr() == ("", "")
 
     def test_shapes_and_operations_are_known_without_weights(self, model: FrozenPipeline, folder: Path) -> None:
-        shaped = type(model).without_weights(folder)
+        options = type(model).options(ModelConfig(id=str(folder), **self.OPTIONS))
+        shaped = type(model).without_weights(folder, **options)
         assert shaped.embedding_layout == model.embedding_layout and shaped.latent_shape == model.latent_shape
         latents, embeds = (torch.empty(2, *s, device="meta") for s in (model.latent_shape, model.embedding_shape))
         assert shaped.denoise(latents, torch.tensor(5), embeds).shape == latents.shape
