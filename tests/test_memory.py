@@ -17,7 +17,8 @@ def model(family: type[FrozenPipeline], side: int, device: str = "cuda") -> Any:
     """The sizes of a real model without its weights."""
     shaped = family.__new__(family)
     shaped.dtype, shaped.device = torch.bfloat16, torch.device(device)
-    shaped._denoiser = SimpleNamespace(config=SimpleNamespace(sample_size=side, in_channels=4))
+    shaped._denoiser = SimpleNamespace(config=SimpleNamespace(in_channels=4))
+    shaped._latent_size = (side, side)
     return shaped
 
 

@@ -124,7 +124,8 @@ def model_card(facts: CardFacts) -> ModelCard:
 def _placeholder(facts: CardFacts) -> str:
     if facts.is_on_hub:
         return ""
-    export = f"python -m renege_ray.models.toy export {facts.base_model} --model {facts.base_model}"
+    which = f" --model {facts.base_model}" * (facts.base_model != EMBEDDED_MODELS[0])
+    export = f"python -m renege_ray.models.toy export {facts.base_model}{which}"
     made = f" (`{export}` writes it)" * (facts.base_model in EMBEDDED_MODELS)
     return f"`{facts.base_model}` stands for a folder in diffusers' format{made}. "
 

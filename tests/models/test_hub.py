@@ -49,8 +49,8 @@ def test_bad_folders(saved: Path, tmp_path: Path) -> None:
         return Path(shutil.copytree(saved, tmp_path / name))
 
     video = broken("video")
-    (video / "model_index.json").write_text(json.dumps({"_class_name": "TextToVideoSDPipeline"}))
-    refused(str(video), "TextToVideoSDPipeline", "StableDiffusionXLPipeline", "PixArtAlphaPipeline")
+    (video / "model_index.json").write_text(json.dumps({"_class_name": "AnimateDiffPipeline"}))
+    refused(str(video), "AnimateDiffPipeline", "StableDiffusionXLPipeline", "PixArtAlphaPipeline")
     index = broken("index")
     (index / "model_index.json").write_text("{")
     refused(str(index), "model_index.json", "damaged")

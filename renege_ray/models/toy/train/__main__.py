@@ -120,7 +120,7 @@ def train_second_model(args: argparse.Namespace) -> None:
     unet = train_second(args.seed, folder, args.scale)
     print("2/2 measuring", flush=True)
     weights = folder / SECOND_UNET_FOLDER.name
-    unet.to(torch.float16).save_pretrained(weights, safe_serialization=True)
+    unet.half().save_pretrained(weights, safe_serialization=True)
     pipe = pipeline()
     pipe.unet = read_component(type(unet), weights, SECOND_MODEL)
     rows = measure_generation(pipe)

@@ -94,6 +94,7 @@ def measure(
 
 def measure_generation(pipe: StableDiffusionPipeline) -> dict[str, dict[str, float]]:
     """What the judge says of images of held-out prompts, {with or without a negative, seed: shares}."""
+    pipe.set_progress_bar_config(disable=True)
     judge = Judge()
     texts = prompts("held_out")[:PLAIN_PROMPTS]
     negatives = {"no negative prompt": "", "negative prompt": ", ".join(NAMED_DEFECTS)}
