@@ -9,7 +9,7 @@ from torch import Tensor
 from renege_ray.config import RunConfig
 from renege_ray.encoded_prompts import EncodedPrompts
 from renege_ray.errors import UserError, describe
-from renege_ray.evaluate import Pair
+from renege_ray.evaluate import Pair, score
 from renege_ray.evaluate import generate as make_images
 from renege_ray.method.embedding import as_stored
 from renege_ray.micro_batches import MicroBatches
@@ -113,7 +113,7 @@ class PromptScores:
         made = iter(self._generate(missing))
         images = torch.stack([next(made) if sample.image is None else sample.image for sample in samples])
         images, prompts = images.to(self._model.device), [sample.pair.prompt for sample in samples]
-        scores = {name: found for scorer in self._scorers for name, found in scorer.score(images, prompts).items()}
+        scores = score(self._scorers, images, prompts)
         return torch.stack([scores[name].double().cpu() for name in self.names], dim=1)
 
     def _generate(self, samples: Sequence[_Sample]) -> Sequence[Tensor]:

@@ -20,6 +20,7 @@ from renege_ray.models import load_model
 from renege_ray.pictures import image_grid
 from renege_ray.prompt_embeddings import PromptEmbeddings
 from renege_ray.prompt_scores import METHODS
+from renege_ray.rewards.frames import middle_frame
 from renege_ray.tune_prompts import tuning_seeds
 from renege_ray.tuning_report import LABELS, TuningReport, draw_distributions, write_listed
 from renege_ray.tuning_table import TuningTable
@@ -132,7 +133,7 @@ def _gallery_images(job: TuningJob, prompts: Sequence[str]) -> dict[str, Tensor]
     }
     pairs = [Pair(prompt, tuning_seeds(job.config, prompt)[1][0]) for prompt in prompts]
     return {
-        method: generate(model, negatives[method], pairs, job.config.sampling, encoded).float().cpu()
+        method: middle_frame(generate(model, negatives[method], pairs, job.config.sampling, encoded)).float().cpu()
         for method in METHODS
     }
 
