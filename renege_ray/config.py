@@ -288,6 +288,13 @@ class RunConfig(Section):
     tuning: TuningConfig = TuningConfig()
     cluster: ClusterConfig = ClusterConfig()
 
+    @field_validator("output_dir", mode="before")
+    @classmethod
+    def _named(cls, folder: object) -> object:
+        if folder == "":
+            raise ValueError("output_dir: is empty; for example outputs/run")  # and Path("") is the current folder
+        return folder
+
     @field_validator("tracking_uri")
     @classmethod
     def _no_password(cls, uri: str | None) -> str | None:

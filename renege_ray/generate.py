@@ -18,7 +18,7 @@ from renege_ray.errors import UserError
 from renege_ray.evaluate import Pair
 from renege_ray.evaluate import generate as make_images
 from renege_ray.method.embedding import PICKLE_SUFFIXES, NegativeEmbedding
-from renege_ray.models import TextToImage, load_model
+from renege_ray.models import TextToImage, check_model, load_model
 from renege_ray.models.text_encoder import identify_text_encoder
 from renege_ray.output import make_output_dir, write_summary
 from renege_ray.pictures import image_grid, save_png, to_pil
@@ -101,6 +101,7 @@ def generate(request: GenerateRequest, say: Callable[[str], None] = print) -> li
     """
     started = time.monotonic()
     config = request.config
+    check_model(config.model, config.sampling.num_inference_steps)
     embeddings = _load_embeddings(request)
     tables = _open_tables(request, say)
     model = load_model(config.model)

@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -11,9 +12,9 @@ from torch import Tensor
 from renege_ray.config import ModelConfig, RewardsConfig, RunConfig
 from renege_ray.errors import UserError
 from renege_ray.method.embedding import NegativeEmbedding
+from renege_ray.models import check_model
 from renege_ray.models.text_encoder import identify_text_encoder
-from renege_ray.models.toy import EMBEDDED_MODELS
-from renege_ray.prompts import TOY, Split, load_splits
+from renege_ray.prompts import TOY, PromptSet, Split, load_splits
 from renege_ray.rewards import JUDGE_NAMES, REWARD_NAMES, check_names, full_name, locate_rewards
 from renege_ray.train_global import Prompts
 
@@ -48,7 +49,7 @@ def read_inputs(config: RunConfig) -> Inputs:
             the Hub are downloaded here), a file that is missing, empty or damaged, an embedding that does not fit.
     """
     check_models(config)
-    sets = load_splits({split: getattr(config.prompts, split) for split in _SPLITS})
+    sets = _load_splits(config)
     notes = [
         f"prompts.{split}: {found.notes()}"
         for split, found in sets.items()
@@ -60,20 +61,42 @@ def read_inputs(config: RunConfig) -> Inputs:
     return Inputs(prompts, read_initial(config.optim.init, "optim.init", config.model), tuple(notes))
 
 
+def find_problems(config: RunConfig) -> list[UserError]:
+    """All that keeps `read_inputs` from its work, not only the first of it; empty if nothing does."""
+    checks: list[Callable[[], object]] = [
+        partial(_check_model, config),
+        partial(_load_splits, config),
+        partial(read_initial, config.optim.init, "optim.init", config.model),
+    ]
+    problems: dict[str, UserError] = {}  # by their texts: a model that is not there keeps its encoder from being read
+    try:
+        names = _reward_names(config.rewards)
+    except UserError as error:
+        problems[str(error)] = error
+    else:
+        checks = [*(partial(locate_rewards, [name], config.rewards.checkpoints) for name in names), *checks]
+    for check in checks:
+        try:
+            check()
+        except UserError as error:
+            problems.setdefault(str(error), error)
+    return list(problems.values())
+
+
 def check_models(config: RunConfig) -> None:
     """Check that rewards, model and LoRA are there, without loading them; the Hub's files are downloaded here.
 
     Raises:
-        UserError: a name that is not known, or files that cannot be found.
+        UserError: a name that is not known, files that cannot be found, or more steps than the model has.
     """
-    _check_rewards(config.rewards)
-    if config.model.id not in EMBEDDED_MODELS:
-        from renege_ray.models.controlnet import check_control  # imports diffusers
-        from renege_ray.models.hub import find_folder  # likewise
+    locate_rewards(_reward_names(config.rewards), config.rewards.checkpoints)
+    _check_model(config)
 
-        check_control(config.model, find_folder(config.model))
+
+def _check_model(config: RunConfig) -> None:
+    check_model(config.model, config.sampling.num_inference_steps)
     if config.model.lora is not None:
-        from renege_ray.models.lora import check_lora  # likewise
+        from renege_ray.models.lora import check_lora  # imports diffusers
 
         check_lora(config.model.lora)
 
@@ -89,8 +112,12 @@ def check_control_images(control: str, prompts: Sequence[str]) -> None:
     ControlImages.read(control).check(prompts)
 
 
-def _check_rewards(config: RewardsConfig) -> None:
-    """Names that are known, none of them twice by its short name, and weights that are there."""
+def _load_splits(config: RunConfig) -> dict[Split, PromptSet]:
+    return load_splits({split: getattr(config.prompts, split) for split in _SPLITS})
+
+
+def _reward_names(config: RewardsConfig) -> list[str]:
+    """The rewards that need weights. All names are known, and none is there twice by its short name."""
     check_names(config.train, REWARD_NAMES, "rewards.train:")
     check_names(config.held_out, REWARD_NAMES, "rewards.held_out:")
     check_names(config.judges, JUDGE_NAMES + REWARD_NAMES, "rewards.judges:")
@@ -98,8 +125,7 @@ def _check_rewards(config: RewardsConfig) -> None:
     for name in named:
         if named.count(name) > 1:
             raise UserError(f"rewards: {name!r} is named twice in rewards.train and rewards.held_out; name it once")
-    judges = [name for name in config.judges if name != "judge"]
-    locate_rewards([*named, *judges], config.checkpoints)
+    return [*named, *(name for name in config.judges if name != "judge")]
 
 
 def read_initial(init: str, field: str, model: ModelConfig) -> Tensor | None:

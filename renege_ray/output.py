@@ -12,11 +12,15 @@ from renege_ray.errors import UserError
 
 
 def check_output_dir(folder: Path, *, resume: bool) -> None:
-    """Judge the folder without touching it.
+    """Judge the folder without making it.
 
     Raises:
         UserError: it cannot be written; it holds another run already, or none where one is to be resumed.
     """
+    try:
+        folder.exists()
+    except OSError as error:  # a name that is too long, say
+        raise UserError(f"--output-dir: {folder} cannot be made ({error.strerror}); name another folder") from None
     has_run = (folder / CONFIG_FILE).exists()
     if resume and not folder.is_dir():
         raise UserError(f"--resume: there is no folder {folder}; name the output folder of the run to go on with")
@@ -32,20 +36,29 @@ def check_output_dir(folder: Path, *, resume: bool) -> None:
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         why = "is not writable" if parent.is_dir() else "is a file"
         raise UserError(f"--output-dir: {folder} cannot be made, since {parent} {why}; name another folder")
+    _try_a_write(parent)
 
 
 def make_output_dir(folder: Path, *, resume: bool = False) -> Path:
-    """Make the folder and try a write, since permissions do not tell of read-only or full disks."""
+    """Make the folder."""
     check_output_dir(folder, resume=resume)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output-dir: {folder} cannot be made ({error.strerror}); name another folder") from None
+    _try_a_write(folder)
+    return folder
+
+
+def _try_a_write(folder: Path) -> None:
+    """Permissions do not tell of read-only or full disks. The file has no name, and is gone at once."""
+    try:
         with tempfile.TemporaryFile(dir=folder) as probe:
             probe.write(b"x")
     except OSError as error:
         raise UserError(
             f"--output-dir: {folder} cannot be written ({error.strerror}); name another folder, or make room"
         ) from None
-    return folder
 
 
 def write_text(path: Path, text: str) -> Path:

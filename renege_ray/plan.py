@@ -66,8 +66,8 @@ def validation_images(config: RunConfig) -> int:
     return pairs * (rounds + 1 + len(config.prompts.handwritten))
 
 
-def describe_plan(config: RunConfig, workers: str, notes: Sequence[str]) -> str:
-    """The plan as text: what would be done, with what, at which cost."""
+def describe_plan(config: RunConfig, workers: str, notes: Sequence[str], problems: Sequence[UserError] = ()) -> str:
+    """The plan as text: what would be done, with what, at which cost, and what is in its way."""
     parts = {
         "training": gradient_cost(config),
         "validation": evaluation_cost(config, validation_images(config)),
@@ -82,7 +82,7 @@ def describe_plan(config: RunConfig, workers: str, notes: Sequence[str]) -> str:
         *notes,
         *(f"{name}: {_counts(cost)}" for name, cost in parts.items()),
         f"in all: {_counts(total)}",
-        _estimate(config, total),
+        *([f"not ready: {problem}" for problem in problems] or [_estimate(config, total)]),
         "dry run: nothing was started",
     ]
     return "\n".join(line for line in lines if line)

@@ -66,6 +66,13 @@ BAD_FLAGS: dict[str, tuple[list[str], str]] = {
     "empty range": (["--sampling.gradient-steps", "5,5"], "is empty"),
     "reversed range": (["--sampling.gradient-steps", "9,2"], "is reversed"),
     "range outside": (["--sampling.gradient-steps", "0,99"], "leaves the"),
+    "more steps than the schedule": (
+        ["--sampling.num-inference-steps", "2000"],
+        "sampling.num_inference_steps: 2000 is more than the 1000",
+    ),
+    "no output folder": (["--output-dir", ""], "output_dir: is empty"),
+    "a name that is too long": (["--output-dir", "x" * 300], "cannot be made"),
+    "a folder that nobody can write": (["--output-dir", "/proc/run"], "cannot be written"),
     "indivisible batch": (["--optim.batch-size", "15", "--optim.timestep-groups", "4"], "not divisible"),
     "zero workers": (["--num-workers", "0"], "0 workers"),
     "too many workers for the machine": (["--num-workers", "4", "--cluster.cpus-per-worker", "4096"], "room for 0"),
@@ -158,6 +165,21 @@ def test_an_output_folder_that_cannot_be_written(nothing_starts: None, tmp_path:
     tmp_path.chmod(0o500)
     with pytest.raises(UserError, match="not writable"):
         job("train_global").main(["--output-dir", str(tmp_path / "out")])
+
+
+def test_a_dry_run_names_all_that_is_missing(nothing_starts: None, tmp_path: Path, capsys: Any) -> None:
+    """The plan is shown as far as it is known: what it will cost is asked before gigabytes are downloaded."""
+    rewards = ["--rewards.train", "{hpsv2: 1}", "--rewards.held-out", "pickscore"]
+    local = ["--rewards.checkpoints", "{hpsv2: none.pt, pickscore: none}"]
+    flags = [*rewards, *local, "--model", "./none", "--prompts", "none.txt", "--init", "none.pt"]
+    with pytest.raises(UserError, match=r"hpsv2-v2.1: there is no .*\(and 4 more, see the plan\)$"):
+        job("train_global").main([*flags, "--output-dir", str(tmp_path / "out"), "--dry-run"])
+    plan = capsys.readouterr().out
+    assert "denoiser forward" in plan and "nothing was started" in plan
+    missing = [line for line in plan.splitlines() if line.startswith("not ready: ")]
+    for line, part in zip(missing, ("hpsv2-v2.1", "pickscore", "./none", "none.txt", "none.pt"), strict=True):
+        assert part in line
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_resumed_run_with_a_changed_prompt_file(nothing_starts: None, tmp_path: Path) -> None:

@@ -63,6 +63,8 @@ def worker_shape(config: ClusterConfig, nodes: Sequence[Node], *, autoscaled: bo
     """
     low, high = config.worker_range
     gpus = _gpus(config, nodes)
+    if gpus and not autoscaled and not any(node.gpus for node in nodes):
+        raise UserError("cluster.use_gpu: true, but there is no GPU; leave it out, or give false")
     if config.cpus_per_worker != "auto":
         cpus = float(config.cpus_per_worker)
     else:

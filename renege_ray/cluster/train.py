@@ -14,8 +14,9 @@ from renege_ray.cluster.signals import StopRequest, run_until_stopped
 from renege_ray.cluster.tracking import RunLog, open_run, resolve_uri
 from renege_ray.cluster.train_worker import EVALUATION_FILE, TrainJob, train_loop
 from renege_ray.config import RunConfig, to_mapping, write_config
+from renege_ray.errors import UserError
 from renege_ray.evaluate import Evaluation, make_pairs
-from renege_ray.inputs import Inputs, check_inputs, read_inputs, record_inputs
+from renege_ray.inputs import Inputs, check_inputs, find_problems, read_inputs, record_inputs
 from renege_ray.models.layout import EmbeddingLayout
 from renege_ray.output import check_output_dir, make_output_dir
 from renege_ray.plan import describe_plan
@@ -44,13 +45,18 @@ def run(config: RunConfig, *, resume: bool = False, dry_run: bool = False) -> in
     config = config.model_copy(update={"output_dir": config.output_dir.absolute()})
     check_output_dir(config.output_dir, resume=resume)
     resolve_uri(config.tracking_uri, config.output_dir)
+    workers = f"{config.cluster.num_workers} worker(s)"
+    if dry_run and (problems := find_problems(config)):
+        print(describe_plan(config, workers, (), problems))
+        more = f" (and {len(problems) - 1} more, see the plan)" if len(problems) > 1 else ""
+        raise UserError(f"{problems[0]}{more}")
     inputs = read_inputs(config)
     if resume:
         check_inputs(inputs, config.output_dir)
     if session.uses_own_cluster():
         worker_shape(config.cluster, [session.this_machine()])
     if dry_run:
-        print(describe_plan(config, f"{config.cluster.num_workers} worker(s)", inputs.notes))
+        print(describe_plan(config, workers, inputs.notes))
         return 0
     for note in inputs.notes:
         print(note, flush=True)

@@ -12,6 +12,7 @@ code in a file is ever run.
 
 import os
 import pickle
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -240,7 +241,8 @@ def _read_safetensors(source: Path) -> tuple[dict[str, Tensor], EmbeddingMetadat
 def _read_pickled_tensor(source: Path) -> Tensor:
     """The tensor of a `torch.save`d file: alone, or as the only entry of a dict."""
     try:
-        content = torch.load(source, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # torch's own, of how a file that it refuses was written
+            content = torch.load(source, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
             "was refused: a pickle that is more than a tensor, or damaged; save the tensor alone"

@@ -4,12 +4,37 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from renege_ray.errors import UserError
 from renege_ray.models.base import TextToImage
 
 if TYPE_CHECKING:
     from renege_ray.config import ModelConfig
 
-__all__ = ["TextToImage", "load_model"]
+__all__ = ["TextToImage", "check_model", "load_model"]
+
+
+def check_model(config: "ModelConfig", num_inference_steps: int) -> None:
+    """Check that a model is there and can be sampled in so many steps, without loading it.
+
+    The Hub's files are downloaded here.
+
+    Raises:
+        UserError: it cannot be found, makes no use of a negative, has a file that is missing or damaged, or a noise
+            schedule that has no such steps; or its ControlNet has no images to look at.
+    """
+    from renege_ray.models.toy import EMBEDDED_MODELS, TRAINING_STEPS
+
+    if config.id not in EMBEDDED_MODELS:
+        from renege_ray.models.checks import check_files  # imports diffusers
+
+        check_files(config, num_inference_steps)
+        return
+
+    if num_inference_steps > TRAINING_STEPS:
+        raise UserError(
+            f"sampling.num_inference_steps: {num_inference_steps} is more than the {TRAINING_STEPS} steps of the "
+            "model's noise schedule; 20 are enough"
+        )
 
 
 def load_model(config: "ModelConfig", device: torch.device | str | None = None) -> TextToImage:

@@ -1,9 +1,6 @@
 """What all families share: a diffusers pipeline, frozen, as a `TextToImage`.
 
-Sampling is always deterministic DDIM over the noise schedule that `DDIMScheduler.from_config` builds from the
-model's own scheduler, whatever that is; so images equal those of the pipeline with that scheduler. One thing is
-not left to its default: x_0 is clipped only where the model's own scheduler says so, since +-1 bounds pixels, not
-latents (`DDIMScheduler.from_config(config, clip_sample=False)` where the configuration is silent).
+Sampling is always deterministic DDIM; see `renege_ray.models.noise_schedule`.
 """
 
 import json
@@ -17,14 +14,14 @@ from typing import Any, ClassVar, Self
 
 import diffusers
 import torch
-from diffusers import DDIMScheduler
 from torch import Tensor
 
 from renege_ray.config import ModelConfig
 from renege_ray.errors import UserError
-from renege_ray.method.schedule import Schedule, make_schedule
+from renege_ray.method.schedule import Schedule
 from renege_ray.models.base import TextToImage, clamp_straight_through
 from renege_ray.models.layout import EmbeddingLayout
+from renege_ray.models.noise_schedule import ddim_of, schedule_of
 from renege_ray.models.text_encoder import identify, read_layout, text_encoders
 
 
@@ -69,7 +66,7 @@ class FrozenPipeline(ABC):
         self.name, self.dtype, self.device = name, dtype, torch.device(device)
         self.pipeline = pipeline
         self._vae, self._denoiser = pipeline.vae, getattr(pipeline, self.DENOISER)
-        self._scheduler = _ddim_of(pipeline.scheduler, name)
+        self._scheduler = ddim_of(pipeline.scheduler, name)
         self._latent_size = _latent_size(self._denoiser, size, pipeline.vae_scale_factor)
         identity = identify(pipeline)
         self.text_encoder_name, self.text_encoder_hash = identity.name, identity.hash
@@ -149,16 +146,7 @@ class FrozenPipeline(ABC):
 
     def schedule(self, num_inference_steps: int) -> Schedule:
         """The DDIM schedule in T steps; see `make_schedule` for the errors."""
-        config = self._scheduler.config
-        return make_schedule(
-            self._scheduler.alphas_cumprod,
-            num_inference_steps,
-            prediction_type=config.prediction_type,
-            timestep_spacing=config.timestep_spacing,
-            steps_offset=config.steps_offset,
-            set_alpha_to_one=config.set_alpha_to_one,
-            clip_range=config.clip_sample_range if config.clip_sample else None,
-        )
+        return schedule_of(self._scheduler, num_inference_steps)
 
     def denoise(self, latents: Tensor, timestep: Tensor, prompt_embeds: Tensor) -> Tensor:
         """The denoiser's output, (B, C, H, W) -> (B, C, H, W), in the dtype of the latents."""
@@ -171,8 +159,8 @@ class FrozenPipeline(ABC):
         """Images as the pipeline's `output_type="pt"` has them; for the gradient see
         `clamp_straight_through`.
         """
-        scaled = (latents / self._vae.config.scaling_factor).to(self._vae.dtype)
-        images: Tensor = self._vae.decode(scaled, return_dict=False)[0]
+        unscaled = self._unscale(latents).to(self._vae.dtype)
+        images: Tensor = self._vae.decode(unscaled, return_dict=False)[0]
         return clamp_straight_through(images.to(latents.dtype) * 0.5 + 0.5)
 
     def save_memory(self) -> None:
@@ -193,6 +181,10 @@ class FrozenPipeline(ABC):
     def _networks(self) -> list[Any]:
         """What computes on latents and images."""
         return [self._vae, self._denoiser]
+
+    def _unscale(self, latents: Tensor) -> Tensor:
+        """Latents of the denoiser as the VAE has them."""
+        return latents / float(self._vae.config.scaling_factor)
 
     @abstractmethod
     def _encode(self, prompts: list[str]) -> dict[str, Tensor]:
@@ -236,18 +228,3 @@ def _latent_size(denoiser: Any, size: tuple[int, int] | None, factor: int) -> tu
     if any(side % factor for side in size):
         raise UserError(f"model.size: {list(size)} has a side that is no multiple of {factor}, a latent's pixels")
     return size[0] // factor, size[1] // factor
-
-
-def _ddim_of(scheduler: Any, name: str) -> DDIMScheduler:
-    """The DDIM scheduler over a scheduler's noise schedule."""
-    prediction_type = scheduler.config.get("prediction_type", "epsilon")
-    if "beta_schedule" not in scheduler.config or prediction_type not in (
-        "epsilon",
-        "v_prediction",
-        "sample",
-    ):
-        raise UserError(
-            f"model {name!r}: its scheduler {type(scheduler).__name__} (prediction type {prediction_type!r}) "
-            "has no DDIM form; use a model that predicts noise, v or x_0"
-        )
-    return DDIMScheduler.from_config(scheduler.config, clip_sample=scheduler.config.get("clip_sample", False))

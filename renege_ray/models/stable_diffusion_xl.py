@@ -34,6 +34,17 @@ class StableDiffusionXL(FrozenPipeline):
         """How many prompts have more tokens than L; both tokenizers cut at the same place."""
         return count_longer(self.pipeline.tokenizer, prompts, self.embedding_layout.tokens)
 
+    def _unscale(self, latents: Tensor) -> Tensor:
+        """By the mean and the standard deviation of each channel too, where the VAE comes with them."""
+        config = self._vae.config
+        if getattr(config, "latents_mean", None) is None or getattr(config, "latents_std", None) is None:
+            return super()._unscale(latents)
+        mean, std = (
+            constant(tuple(values), latents.dtype, latents.device).view(1, -1, 1, 1)
+            for values in (config.latents_mean, config.latents_std)
+        )
+        return super()._unscale(latents * std) + mean
+
     def _encode(self, prompts: list[str]) -> dict[str, Tensor]:
         pipeline, states = self.pipeline, []
         for tokenizer, encoder in (

@@ -97,15 +97,26 @@ def layout_of(pipeline: Any) -> EmbeddingLayout:
     if kinds == ["t5"]:
         return EmbeddingLayout(T5_TOKENS, int(encoders[0].config.d_model), masked=True)
     if kinds == ["clip_text_model"]:
-        return EmbeddingLayout(int(pipeline.tokenizer.model_max_length), int(encoders[0].config.hidden_size))
+        return EmbeddingLayout(_clip_tokens(pipeline, encoders), int(encoders[0].config.hidden_size))
     if kinds == ["clip_text_model"] * 2:
         width = sum(int(encoder.config.hidden_size) for encoder in encoders)
         pooled = int(encoders[1].config.projection_dim)
-        return EmbeddingLayout(int(pipeline.tokenizer.model_max_length), width, pooled_width=pooled)
+        return EmbeddingLayout(_clip_tokens(pipeline, encoders), width, pooled_width=pooled)
     raise UserError(
         f"{type(pipeline).__name__} has the text encoders {kinds or 'none'}: only those of Stable Diffusion 1.x and "
         "2.x (one CLIP), SDXL (two) and PixArt-alpha (T5) are supported"
     )
+
+
+def _clip_tokens(pipeline: Any, encoders: list[Any]) -> int:
+    """L: what the tokenizer pads to. One whose files are not all there says no length, which reads as a huge one."""
+    length, room = int(pipeline.tokenizer.model_max_length), encoders[0].config.max_position_embeddings
+    if not 0 < length <= room:
+        raise UserError(
+            f"the model's tokenizer pads to {length:.3g} tokens, and its text encoder has room for {room}: check "
+            "model_max_length in tokenizer/tokenizer_config.json, or export or download the model again"
+        )
+    return length
 
 
 def read_layout(folder: Path) -> EmbeddingLayout:

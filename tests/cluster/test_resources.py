@@ -18,5 +18,8 @@ def test_workers_may_share_a_gpu() -> None:
     shared = ClusterConfig(num_workers="1-8", gpus_per_worker=0.25)
     shape = worker_shape(shared, [Node(8, 2)])
     assert shape.resources() == {"CPU": 1.0, "GPU": 0.25} and (shape.min_workers, shape.max_workers) == (1, 8)
+    with pytest.raises(UserError, match=r"use_gpu: true, but there is no GPU"):
+        worker_shape(ClusterConfig(use_gpu=True), [Node(8)])
+    assert worker_shape(ClusterConfig(use_gpu=True), [Node(8)], autoscaled=True).gpus == 1
     with pytest.raises(UserError, match=r"need|of .*0.6 GPU"):
         worker_shape(ClusterConfig(num_workers="3", gpus_per_worker=0.6), [Node(8, 2)])

@@ -1,3 +1,4 @@
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,16 @@ class TestStableDiffusionXL(Conformance):
     @staticmethod
     def build(seed: int = 0) -> Any:
         return build_tiny_sdxl(seed=seed)
+
+    def test_latents_with_a_mean_and_a_deviation_of_their_own(self, tmp_path: Path) -> None:
+        """As some fine-tuned models have them (Playground v2.5); only SDXL's pipeline looks at them."""
+        tiny = self.build()
+        tiny.vae.register_to_config(latents_mean=[0.1, 0.2, -0.3, 0.4], latents_std=[1.1, 0.9, 0.8, 1.3])
+        tiny.save_pretrained(tmp_path)
+        model, pipeline = self.load(tmp_path), self.plain_pipeline(tmp_path)
+        expected = self.call(pipeline, model, PROMPTS, negative_prompt=["bad", "bad", "bad"])
+        images = images_of(model, PROMPTS, model.encode_prompts(["bad"]))
+        torch.testing.assert_close(images, expected, atol=1e-4, rtol=0)
 
     def test_the_parts_of_an_embedding(self, model: FrozenPipeline) -> None:
         assert model.embedding_layout.shapes == {PROMPT_EMBEDS: (1, 12, 40), POOLED_EMBEDS: (1, 20)}

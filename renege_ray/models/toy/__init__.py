@@ -26,6 +26,7 @@ __all__ = [
     "PIPELINE_FOLDER",
     "SECOND_MODEL",
     "SECOND_UNET_FOLDER",
+    "TRAINING_STEPS",
     "WEIGHTS_FOLDER",
     "export",
     "pipeline",
@@ -40,6 +41,7 @@ SECOND_UNET_FOLDER = WEIGHTS_FOLDER / "second_unet"
 # What the model was made for; its card's figures are measured with these.
 NUM_INFERENCE_STEPS = 20
 GUIDANCE_SCALE = 2.5
+TRAINING_STEPS = 1000  # of its noise schedule
 
 
 def pipeline(

@@ -10,6 +10,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from renege_ray.models.toy import TRAINING_STEPS
 from renege_ray.models.toy.captions import vocabulary
 from renege_ray.models.toy.scenes import IMAGE_SIZE
 
@@ -74,7 +75,7 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 def build_scheduler() -> DDIMScheduler:
     """Velocity prediction with zero terminal SNR, so that sampling can begin at pure noise (arXiv 2305.08891)."""
     return DDIMScheduler(
-        num_train_timesteps=1000,
+        num_train_timesteps=TRAINING_STEPS,
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
