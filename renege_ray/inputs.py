@@ -138,9 +138,12 @@ def read_initial(init: str, field: str, model: ModelConfig) -> Tensor | None:
         return None
     if not Path(init).is_file():
         raise UserError(f"{field}: {init!r} is neither null, handwritten, nor an existing file")
-    embedding = NegativeEmbedding.load(init)
     encoder = identify_text_encoder(model)
-    embedding.check_fits(encoder.layout.shapes, encoder.hash, encoder.name)
+    try:
+        embedding = NegativeEmbedding.load(init)
+        embedding.check_fits(encoder.layout.shapes, encoder.hash, encoder.name)
+    except UserError as error:
+        raise UserError(f"{field}: {init!r}: {error}") from None
     return encoder.layout.pack(embedding.tensors)
 
 

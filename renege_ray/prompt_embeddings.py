@@ -9,7 +9,7 @@
 import json
 import warnings
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -109,6 +109,13 @@ class PromptEmbeddings:
         """The embedding of a prompt or an id, packed, (1, L, D) float16. Raises KeyError where it has none."""
         path, place = self._places[self._id(prompt)]
         return torch.from_numpy(self._file(path)[place].copy()).unsqueeze(0)
+
+    def rows(self, prompts: Iterable[str], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """These columns of the rows of prompts or ids, one after the other. Raises KeyError where there is no row."""
+        for prompt in prompts:
+            path, place = self._places[self._id(prompt)]
+            (table,) = self._table.read([path], columns)
+            yield table.slice(place, 1).to_pylist()[0]
 
     def match(self, prompt: str) -> Match:
         """The prompt itself where it has an embedding, else the one that shares most words with it.

@@ -1,8 +1,8 @@
-"""`python -m renege_ray.embedding`: look into embedding files, convert them, publish them."""
+"""`python -m renege_ray.embedding`: look into embedding files, convert them, publish them; check tuned prompts."""
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from renege_ray.argument_parser import ArgumentParser
@@ -10,7 +10,8 @@ from renege_ray.cli import run_job
 from renege_ray.errors import UserError
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-_DESCRIPTION = "Look into negative embeddings, convert them, publish them."
+_DESCRIPTION = "Look into negative embeddings, convert them, publish them; check a table of tuned prompts."
+_CLOSE = 1e-3  # of rewards, between this package's generation and the pipeline's
 
 _EPILOG = """\
 examples:
@@ -19,6 +20,7 @@ examples:
       --base-model stable-diffusion-v1-5/stable-diffusion-v1-5 --text-encoder FOLDER_OF_THAT_MODEL --dtype float16
   python -m renege_ray.embedding export outputs/RUN --hub my_folder --base-model OWNER/NAME --dry-run
   python -m renege_ray.embedding export outputs/RUN --hub my_folder --base-model OWNER/NAME --push ME/MY-EMBEDDING
+  python -m renege_ray.embedding check outputs/TUNING_RUN --rows 20
 
 what can be used where:
   diffusers   any of these files: pipe(prompts, **renege_ray.NegativeEmbedding.load(FILE).for_pipeline(pipe, prompts))
@@ -30,15 +32,15 @@ what can be used where:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run a command. Returns the exit code 0.
+    """Run a command. Returns the exit code: 0, or 1 if rows do not pass their check.
 
     Raises:
         UserError: for anything wrong with the flags or the files.
     """
     given = _parser().parse_args(list(argv))
-    commands = {"inspect": _inspect, "convert": _convert, "export": _export}
-    commands[given.command](given)
-    return 0
+    commands: dict[str, Callable[[argparse.Namespace], int | None]]
+    commands = {"inspect": _inspect, "convert": _convert, "export": _export, "check": _check}
+    return commands[given.command](given) or 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -49,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="inspect|convert|export")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="inspect|convert|export|check")
 
     inspect = commands.add_parser("inspect", help="shape, type, norms and metadata of files", allow_abbrev=False)
     inspect.add_argument("files", nargs="+", type=Path, metavar="FILE", help=".safetensors, .bin, .pt or .pth")
@@ -82,6 +84,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--private", action="store_true", help="make that repository private, if it is new")
     add("--dry-run", action="store_true", help="print what would be written and uploaded, and do nothing")
     add("--force", action="store_true", help="write into a folder that is not empty")
+
+    check = commands.add_parser("check", help="rows of tuned prompts, made again by diffusers", allow_abbrev=False)
+    add = check.add_argument
+    add("folder", type=Path, metavar="RUN", help="the output folder of jobs/tune_prompts.py")
+    add("--rows", type=int, default=20, metavar="N", help="how many rows (default: 20)")
     return parser
 
 
@@ -122,6 +129,22 @@ def _export(given: argparse.Namespace) -> None:
     print(f"wrote to {given.hub}:", *content.files, sep="\n  ")
     if given.push:
         print(push(given.hub, given.push, content.files, private=given.private))
+
+
+def _check(given: argparse.Namespace) -> int:
+    from renege_ray.embedding.check import check_rows
+
+    if given.rows < 1:
+        raise UserError(f"--rows: {given.rows} checks nothing; give a number from 1 up")
+    print("seeds  recorded  made again  difference  prompt")
+    differences = []
+    for row in check_rows(given.folder, given.rows):
+        differences.append(row.difference)
+        print(f"{row.split:5}  {row.recorded:8.4f}  {row.again:10.4f}  {row.difference:10.1e}  {row.prompt[:60]!r}")
+    passed = all(difference <= _CLOSE for difference in differences)  # NaN does not pass
+    verdict = "met" if passed else "NOT met (a run in bfloat16 is off by its rounding: this is float32)"
+    print(f"largest difference {max(differences):.1e}; recorded rewards are {verdict} to {_CLOSE:g}")
+    return 0 if passed else 1
 
 
 def _positive(text: str) -> float:
