@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -13,9 +14,13 @@ from renege_ray.prompt_scores import EVAL, METHODS, TUNE, column
 from renege_ray.train_global import REWARD
 from renege_ray.tuning_table import FAILED, TRUNCATED, TuningTable
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 LABELS = {"null": "null", "handwritten": "handwritten", "global": "global (start)", "prompt": "per prompt"}
 _Z_95 = 1.96
 _LISTED = 50
+_DARK, _SHADE = "#1f4e79", "#8fb8de"
 
 
 @dataclass(frozen=True)
@@ -177,31 +182,52 @@ class TuningReport:
 
 
 def draw_distributions(report: TuningReport) -> Image.Image:
-    """Histogram of the gains, gain by category, share improved on fresh seeds, updates used."""
+    """Histogram of the gains, updates used, gain by category, share improved on fresh seeds."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 8), layout="constrained")
-    histogram, steps, by_category, improved = figure.subplots(2, 2).flat
-    gains = {split: found[~np.isnan(found)] for split in (TUNE, EVAL) for found in [report.gains(split=split)]}
-    for split, words in ((TUNE, "tune seeds"), (EVAL, "fresh seeds")):
-        histogram.hist(gains[split], bins=40, alpha=0.6, label=f"{words}, mean {_mean(gains[split]):+.3f}")
-    histogram.axvline(0, color="black", linewidth=0.8)
-    histogram.set(title="gain in the training reward over global", xlabel="gain", ylabel="prompts")
-    histogram.legend()
-    ok = report["status"] != FAILED
-    used = report["steps"][ok]
-    steps.hist(used, bins=np.arange(-0.5, max(used, default=0) + 1.5), label="updates made", alpha=0.6)
-    steps.hist(report["best_step"][ok], bins=np.arange(-0.5, max(used, default=0) + 1.5), label="best", alpha=0.6)
-    steps.set(title="updates", xlabel="update", ylabel="prompts")
-    steps.legend()
+    figure = Figure(figsize=(12, 8), layout="constrained")
+    (histogram, updates), (by_category, improved) = figure.subplots(2, 2)
+    _draw_gains(histogram, report)
+    _draw_updates(updates, report)
     names, means, errors, shares = _by_category(report)
-    by_category.barh(names, means, xerr=errors, capsize=2)
+    colours = [_SHADE] * (len(names) - 1) + [_DARK]  # the last are all prompts
+    by_category.barh(names, means, xerr=errors, capsize=2, color=colours)
     by_category.axvline(0, color="black", linewidth=0.8)
-    by_category.set(title="gain on fresh seeds by category (95 %)", xlabel="mean gain")
-    improved.barh(names, shares)
-    improved.axvline(0.5, color="black", linewidth=0.8)
-    improved.set(title="share of prompts improved on fresh seeds", xlim=(0, 1))
+    by_category.set(title="gain on fresh seeds by category, with 95 % intervals", xlabel="mean gain")
+    improved.barh(names, shares, color=colours)
+    improved.axvline(0.5, color="black", linewidth=0.8, linestyle="--")
+    improved.set(title="share of prompts improved on fresh seeds", xlim=(0, 1), xlabel="share")
+    improved.tick_params(labelleft=False)  # the names are those of the panel beside it
     return render(figure)
+
+
+def _draw_gains(axes: "Axes", report: TuningReport) -> None:
+    """Both kinds of seeds in the same bins."""
+    gains = {split: found[~np.isnan(found)] for split in (TUNE, EVAL) for found in [report.gains(split=split)]}
+    bins = np.histogram_bin_edges(np.concatenate(list(gains.values())), bins=40).tolist()
+    for split, words, colour, alpha in ((TUNE, "tune seeds", _SHADE, 0.45), (EVAL, "fresh seeds", _DARK, 0.75)):
+        label = f"{words}, mean {_mean(gains[split]):+.3f}"
+        axes.hist(gains[split], bins=bins, histtype="stepfilled", alpha=alpha, color=colour, label=label)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set(title="gain in the training reward over global", xlabel="gain", ylabel="prompts")
+    axes.legend(loc="upper left")
+
+
+def _draw_updates(axes: "Axes", report: TuningReport) -> None:
+    """How many updates were made, and after how many the best embedding was found, side by side."""
+    ok = report["status"] != FAILED
+    counts = [report[name][ok].astype(int) for name in ("steps", "best_step")]
+    most = max((int(values.max()) for values in counts if len(values)), default=0)
+    bars = [np.bincount(values, minlength=most + 1) for values in counts]
+    highest = max(1, *(int(heights.max()) for heights in bars))  # the legend stands above the bars
+    for shift, heights, words, colour in (
+        (-0.2, bars[0], "updates made", _SHADE),
+        (0.2, bars[1], "updates to the best embedding", _DARK),
+    ):
+        axes.bar(np.arange(most + 1) + shift, heights, width=0.4, color=colour, label=words)
+    axes.set(title="updates of a prompt's embedding", xlabel="updates", ylabel="prompts", ylim=(0, 1.25 * highest))
+    axes.set_xticks(range(0, most + 1, max(1, most // 10)))
+    axes.legend(loc="upper left", ncols=2)
 
 
 def _by_category(report: TuningReport) -> tuple[list[str], list[float], list[float], list[float]]:
