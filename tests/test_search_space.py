@@ -94,6 +94,7 @@ def test_the_paper_space_follows_the_preset() -> None:
 def test_words_become_one_handwritten_candidate(toy: RunConfig) -> None:
     space = read_search_space("handwritten", toy)
     assert not space.needs_training
+    assert read_search_space("paper", toy).needs_training
     texts = [space.config(toy, point).prompts.handwritten for point in space.first_points(toy)]
     assert ("blurry, out of focus",) in texts
     assert ("blurry, dark, washed out",) in texts
@@ -114,6 +115,30 @@ def test_a_range_of_steps_is_cut_at_the_end_of_the_sampler(tmp_path: Path, toy: 
     assert steps(3, 4) == [3, 7]
     assert steps(12, 15) == [12, 20]
     assert steps(19, 20) == [19, 20]
+
+
+def test_distributions_draw_what_they_say(tmp_path: Path, toy: RunConfig) -> None:
+    path = written(
+        tmp_path,
+        """parameters:
+  optim.lr: {distribution: quniform, low: 0.1, high: 0.45, step: 0.1}
+  optim.steps: {distribution: int, factor: [0.5, 2], log: true}
+  optim.batch_size: {distribution: int, low: 4, high: 17, step: 4}
+  optim.ema_decay: {distribution: uniform, low: 0, high: 0.9}
+  optim.init: {distribution: categorical, choices: [null, handwritten]}
+  optim.timestep_groups: {distribution: categorical, factors: [1, 2, 4]}
+""",
+    )
+    points = drawn(path, toy, 300)
+    space = read_search_space(path, toy)
+    configs = [space.config(toy, point).optim for point in points]
+    assert sorted({round(optim.lr, 9) for optim in configs}) == [0.1, 0.2, 0.3, 0.4]
+    assert {optim.batch_size for optim in configs} == {4, 8, 12, 16}
+    assert {optim.init for optim in configs} == {"null", "handwritten"}
+    assert {optim.timestep_groups for optim in configs} == {1, 2, 4}
+    steps = sorted(optim.steps for optim in configs)
+    assert 50 <= steps[0] < steps[-1] <= 200
+    assert 90 < steps[150] < 112  # the median of a logarithmic scale from 50 to 200 is 100, of an even one 125
 
 
 def test_weights_of_several_rewards_are_searched_but_for_the_first(tmp_path: Path, toy: RunConfig) -> None:

@@ -17,6 +17,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from renege_ray.errors import describe
+from renege_ray.whole_files import whole_file
 
 FEWEST_TRIALS = 3
 FEWEST_FOR_IMPORTANCE = 6
@@ -41,7 +42,6 @@ def draw_figures(study: optuna.Study, objectives: Sequence[str], folder: Path) -
 
     `objectives`: what to call the values of a trial, in order.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     figures: list[SweepFigure] = []
     left_out: list[str] = []
     several = len(objectives) > 1
@@ -131,9 +131,8 @@ class _Plot:
                 axes = getattr(png_plots, self.function)(study, **self.options)
                 picture = (axes.flat[0] if hasattr(axes, "flat") else axes).figure
                 tidy(picture, self.name, self.title, [name for trial in _with_value(study) for name in trial.params])
-                temporary = path.with_name(f".{path.name}.part")
-                picture.savefig(temporary, format="png", dpi=_DPI, bbox_inches="tight", facecolor="white")
-                temporary.replace(path)
+                with whole_file(path) as temporary:
+                    picture.savefig(temporary, format="png", dpi=_DPI, bbox_inches="tight", facecolor="white")
             finally:
                 pyplot.close("all")
             interactive = getattr(plotly_plots, self.function)(study, **self.options)

@@ -1,11 +1,11 @@
 """What a sweep leaves for people: the leaderboard, the best configuration, figures, and one page with all of it."""
 
 import csv
-import html
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,13 @@ from renege_ray.config_errors import shown_value
 from renege_ray.errors import UserError
 from renege_ray.pictures import text_table
 from renege_ray.search_space import SearchSpace
+from renege_ray.whole_files import whole_file
 from renege_ray.yaml_files import write_yaml
 
 # User attributes of trials.
 REASON, STEPS, SECONDS, OUTSIDE = "reason", "steps", "seconds", "outside the space"
 BEST_CONFIG = "best_config.yaml"
+TEMPLATE = "sweep_report.html.j2"
 _LONGEST_REASON = 60
 
 
@@ -43,7 +45,7 @@ class TrialRow:
     steps: int
     seconds: float
     reason: str = ""
-    best: bool = field(default=False)
+    best: bool = False
 
 
 def write_sweep_report(study: optuna.Study, space: SearchSpace, base: RunConfig, folder: Path) -> dict[str, Path]:
@@ -59,7 +61,6 @@ def write_sweep_report(study: optuna.Study, space: SearchSpace, base: RunConfig,
         {name: path}. `best_config` is missing where no trial has finished, and so are figures that there are too few
         trials for; the text of the leaderboard says which.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     files: dict[str, Path] = {}
     labels = [objective_label(objective.metric) for objective in space.objectives]
     rows = trial_rows(study, space)
@@ -73,7 +74,7 @@ def write_sweep_report(study: optuna.Study, space: SearchSpace, base: RunConfig,
     said = "".join(f"\n{note}" for note in notes)
     files["leaderboard"] = _write(folder / "leaderboard.txt", f"{text}\n{said}\n" if said else f"{text}\n")
     files["leaderboard_csv"] = _write(folder / "leaderboard.csv", _as_csv(rows, [o.metric for o in space.objectives]))
-    files["sweep_report"] = _write(folder / "sweep_report.html", _page(space, rows, labels, figures, notes))
+    files["sweep_report"] = _write_page(folder / "sweep_report.html", space, rows, labels, figures, notes)
     return files
 
 
@@ -155,6 +156,7 @@ def write_best_config(space: SearchSpace, base: RunConfig, trial: FrozenTrial, p
     names = ", ".join(
         f"{objective.metric} {value:.4f}" for objective, value in zip(space.objectives, trial.values, strict=True)
     )
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_yaml(
         path, data, f"Trial {trial.number} of a sweep over {space.name}: {names}. Use it by --preset {path.name}"
     )
@@ -163,20 +165,25 @@ def write_best_config(space: SearchSpace, base: RunConfig, trial: FrozenTrial, p
 
 def leaderboard(rows: Sequence[TrialRow], labels: Sequence[str]) -> str:
     """The table of trials as aligned text; * is the best one, or the Pareto front."""
+    return text_table(*_table(rows, labels, _LONGEST_REASON))
+
+
+def _table(rows: Sequence[TrialRow], labels: Sequence[str], longest_reason: int) -> tuple[list[str], list[list[str]]]:
+    """A header, and a row of cells for each trial."""
     names = list(dict.fromkeys(name for row in rows for name in row.settings))
     header = ["trial", "state", *labels, *(name.partition(".")[2] or name for name in names), "steps", "seconds"]
     cells = [
         [
             f"{row.number}{' (preset)' if row.number == 0 else ''}{' *' if row.best else ''}",
-            _state(row, _LONGEST_REASON),
-            *(f"{value:.4f}" for value in row.values or [math.nan] * len(labels)),
+            _state(row, longest_reason),
+            *([f"{value:.4f}" for value in row.values] or [""] * len(labels)),
             *(_cell(row.settings.get(name)) for name in names),
             str(row.steps),
             "" if math.isnan(row.seconds) else f"{row.seconds:.0f}",
         ]
         for row in rows
     ]
-    return text_table(header, [["" if cell == "nan" else cell for cell in row] for row in cells])
+    return header, cells
 
 
 def _state(row: TrialRow, longest: int) -> str:
@@ -206,61 +213,43 @@ def _as_csv(rows: Sequence[TrialRow], metrics: Sequence[str]) -> str:
     return text.getvalue()
 
 
-_STYLE = """
-body { font-family: system-ui, sans-serif; margin: 2em auto; max-width: 1200px; padding: 0 1em; color: #1c1c20; }
-table { border-collapse: collapse; font-size: 0.85em; }
-td, th { padding: 0.25em 0.7em; border-bottom: 1px solid #ddd; text-align: left; white-space: nowrap; }
-tr.best { background: #e8f3ea; } tr.failed { color: #a33; } tr.stopped { color: #777; }
-.wide { overflow-x: auto; } h2 { margin-top: 2em; }
-"""
-
-
-def _page(
+def _write_page(
+    path: Path,
     space: SearchSpace,
     rows: Sequence[TrialRow],
     labels: Sequence[str],
     figures: Sequence[SweepFigure],
     notes: Sequence[str],
-) -> str:
+) -> Path:
     """One page that needs no network: Plotly's script is in it once."""
+    import jinja2
+    from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
-    names = list(dict.fromkeys(name for row in rows for name in row.settings))
-    header = ["trial", "state", *labels, *names, "steps", "seconds"]
-    lines = []
-    for row in rows:
-        values = [f"{value:.4f}" for value in row.values] or [""] * len(labels)
-        cells = [str(row.number), _state(row, 200), *values, *(_cell(row.settings.get(name)) for name in names)]
-        cells += [str(row.steps), "" if math.isnan(row.seconds) else f"{row.seconds:.0f}"]
-        kind = "best" if row.best else row.state.split()[0]
-        lines.append(f'<tr class="{kind}">{_cells("td", cells)}</tr>')
-    searched = [f"{name}: {words}" for name, words in space.parameters.items()]
-    aims = ", ".join(f"{objective.direction} {objective.metric}" for objective in space.objectives)
-    return "\n".join(
-        [
-            "<!doctype html>",
-            f'<html lang="en"><head><meta charset="utf-8"><title>Sweep over {html.escape(space.name)}</title>',
-            f"<style>{_STYLE}</style><script>{get_plotlyjs()}</script></head><body>",
-            f"<h1>Sweep over {html.escape(space.name)}</h1><p>{html.escape(aims)}; trial 0 is the preset.</p>",
-            *(f"<ul>{''.join(f'<li>{html.escape(line)}</li>' for line in part)}</ul>" for part in (searched, notes)),
-            f'<h2>Trials</h2><div class="wide"><table><tr>{_cells("th", header)}</tr>',
-            *lines,
-            "</table></div>",
-            "<p>A trial that was stopped early counts, here and in the figures, with the best value that it had "
-            "reached.</p>",
-            *(f"<h2>{html.escape(figure.title)}</h2>{figure.html}" for figure in figures),
-            "</body></html>\n",
-        ]
+    header, cells = _table(rows, labels, longest_reason=200)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("renege_ray.cluster", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
     )
-
-
-def _cells(tag: str, cells: Sequence[str]) -> str:
-    return "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells)
+    content = environment.get_template(TEMPLATE).stream(
+        space=space,
+        aims=", ".join(f"{objective.direction} {objective.metric}" for objective in space.objectives),
+        notes=notes,
+        header=header,
+        rows=list(zip(rows, cells, strict=True)),
+        figures=[{"title": figure.title, "html": Markup(figure.html)} for figure in figures],
+        style=Markup(resources.files("renege_ray.report").joinpath("style.css").read_text(encoding="utf-8")),
+        plotly=Markup(get_plotlyjs()),
+    )
+    with whole_file(path) as temporary:
+        content.dump(str(temporary), encoding="utf-8")
+    return path
 
 
 def _write(path: Path, text: str) -> Path:
-    """Write under a temporary name and rename, so that a reader never sees half a file."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
     return path

@@ -28,7 +28,7 @@ class PythonSpace:
 
     Attributes:
         constants: {name in small letters: value} of those in capitals.
-        place: of the function.
+        place: of the function. notes: none.
     """
 
     def __init__(self, text: str, file: str, preset: RunConfig) -> None:
@@ -48,7 +48,8 @@ class PythonSpace:
         self._takes_preset = len(inspect.signature(self._function).parameters) > 1
         self.constants = {name.lower(): value for name, value in namespace.items() if name.isupper() and name[0] != "_"}
         self.place = Place(file, lines, (FUNCTION,))
-        self.digest = hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
+        self.notes: list[str] = []
+        self._digest = hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
 
     def draw(self, trial: Any, values: Values) -> dict[str, Any]:
         """{dotted name: value} of what the function draws and returns.
@@ -70,6 +71,17 @@ class PythonSpace:
     def stand_for(self, values: Values) -> dict[str, Any]:
         """The settings themselves, and the defaults that the file gives."""
         return dict(values) | dict(self.constants.get(DEFAULTS, {}))
+
+    def described(self) -> dict[str, str]:
+        """A hash: what the code does, only a trial tells."""
+        return {"code": self._digest}
+
+    def fields(self) -> None:
+        """Any: only a trial tells."""
+
+    def candidates(self, base: RunConfig) -> list[dict[str, Any]]:
+        """None."""
+        return []
 
     def _guarded(self, call: Callable[[], Any], words: str) -> Any:
         try:

@@ -1,28 +1,22 @@
 """Reading a search space and checking all of it before anything starts: its keys, its fields, its edges."""
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from renege_ray.config import RunConfig, with_values
 from renege_ray.config_errors import fields, nearest, shown_value, unknown_field
-from renege_ray.effects import has_effect, is_foreign
+from renege_ray.effects import is_foreign
 from renege_ray.errors import UserError
 from renege_ray.rewards.catalogue import full_name
 from renege_ray.search_space.constraints import Constraint, parse_constraint
+from renege_ray.search_space.declared_space import OF_THE_SWEEP, DeclaredSpace
 from renege_ray.search_space.entry import Entry, Place, is_number
 from renege_ray.search_space.metrics import reported_metrics
-from renege_ray.search_space.parameters import (
-    HANDWRITTEN,
-    Parameter,
-    StepRange,
-    Values,
-    Words,
-    read_parameter,
-)
 from renege_ray.search_space.python_space import DEFAULTS, PythonSpace
-from renege_ray.search_space.space import Objective, SchedulerConfig, SearchSpace, values_of, with_preset
+from renege_ray.search_space.space import Drawing, Objective, SchedulerConfig, SearchSpace, values_of, with_preset
 from renege_ray.search_space.trials import EdgeTrial
 from renege_ray.train_global import REWARD
 from renege_ray.yaml_files import parse_yaml, read_text, yaml_lines
@@ -34,11 +28,6 @@ _SHARED_KEYS = (
     "constraints", "overrides", "first_points", "objectives", "sampler", "scheduler", "trials", "budget_hours",
 )  # fmt: skip
 _EDGES_TRIED = 300
-_ALL_WEIGHTS = "rewards.train.*"
-# Trials with different values of these would be judged by different measures.
-_MEASURES = ("seed", "prompts.validation", "validation.num_prompts", "validation.seeds_per_prompt", "rewards.held_out")
-# What a space may not fix either: every trial has a folder of its own, the sweep has the rest.
-_OF_THE_SWEEP = ("output_dir", "experiment", "tracking_uri", "prompts.held_out")
 _OBJECTIVES = [{"metric": f"eval/global/{REWARD}/mean", "direction": "maximize"}]
 _DIRECTIONS = ("maximize", "minimize")
 
@@ -62,20 +51,16 @@ def read_search_space(name_or_path: str | Path, base: RunConfig) -> SearchSpace:
     text = read_text(path)
     if path.suffix == ".py":
         code = PythonSpace(text, str(path), base)
-        place = Place(str(path), code.place.lines)
-        entry = Entry(code.constants, place, (*_SHARED_KEYS, DEFAULTS))
-        parts: dict[str, Any] = {"draw": code.draw, "stand_for": code.stand_for, "parameters": {"code": code.digest}}
-        return _space(path, entry, base, parts, code.place)
+        entry = Entry(code.constants, Place(str(path), code.place.lines), (*_SHARED_KEYS, DEFAULTS))
+        return _space(path, entry, base, code, _overrides(entry, base))
     data = parse_yaml(text, str(path))
-    if data is None:
-        raise UserError(f"{path}: is empty; give at least parameters, such as search_spaces/paper.yaml has")
     if not isinstance(data, dict):
-        raise UserError(f"{path}: holds no map; give one with parameters, such as search_spaces/paper.yaml has")
+        what = "is empty" if data is None else "holds no map"
+        raise UserError(f"{path}: {what}; give at least parameters, such as search_spaces/paper.yaml has")
     entry = Entry(data, Place(str(path), yaml_lines(text)), ("parameters", *_SHARED_KEYS))
     overrides = _overrides(entry, base)
-    declared = _Declared(entry, base, values_of(with_values(base, overrides)), overrides)
-    parts = {"draw": declared.draw, "stand_for": declared.stand_for, "parameters": declared.described()}
-    return _space(path, entry, base, parts, entry.place.at("parameters"), declared)
+    declared = DeclaredSpace(entry, base, values_of(with_values(base, overrides)), overrides)
+    return _space(path, entry, base, declared, overrides)
 
 
 def _locate(name_or_path: str | Path) -> Path:
@@ -91,74 +76,11 @@ def _locate(name_or_path: str | Path) -> Path:
     raise UserError(f"--space: there is no search space {text!r}; {hint}known: {', '.join(known)}, or a file")
 
 
-class _Declared:
-    """The parameters of a YAML space."""
-
-    def __init__(self, entry: Entry, base: RunConfig, preset: Values, overrides: Mapping[str, Any]) -> None:
-        data = entry.value("parameters", "{optim.lr: {distribution: loguniform, factor: [0.1, 10]}}")
-        place = entry.place.at("parameters")
-        if not isinstance(data, dict) or not data:
-            place.fail(f"{shown_value(data)} names nothing to search over; for example optim.lr")
-        self.parameters: list[Parameter] = []
-        self.notes: list[str] = []
-        for name, description in data.items():
-            for field in self._fields(name, base):
-                _check_field(field, place.at(name), base)
-                if field in overrides:
-                    place.at(name).fail("is fixed in overrides, too; leave it out of one of the two")
-                self.parameters.append(read_parameter(field, description, place.at(name), preset))
-        # What a range of steps is cut to depends on the number of steps.
-        self.parameters.sort(key=lambda parameter: isinstance(parameter, StepRange))
-        if not self.parameters:
-            place.fail("nothing is left to search over with this preset")
-
-    def _fields(self, name: str, base: RunConfig) -> list[str]:
-        if name != _ALL_WEIGHTS:
-            return [name]
-        others = [f"rewards.train.{reward}" for reward in base.rewards.train][1:]  # only their ratios matter
-        if not others:
-            self.notes.append(f"{_ALL_WEIGHTS}: there is one training reward, so there is nothing to weigh")
-        return others
-
-    def draw(self, trial: Any, values: Values) -> dict[str, Any]:
-        """See `SearchSpace.draw`."""
-        known = dict(values)
-        for parameter in self.parameters:
-            parameter.draw(trial, known)
-        return {parameter.field: known[parameter.field] for parameter in self.parameters}
-
-    def stand_for(self, values: Values) -> dict[str, Any]:
-        """See `SearchSpace.stand_for`."""
-        return {
-            name: value
-            for parameter in self.parameters
-            for name, value in parameter.point(values[parameter.field]).items()
-        }
-
-    def described(self) -> dict[str, str]:
-        """{field: distribution in words}."""
-        return {parameter.field: str(parameter) for parameter in self.parameters}
-
-    def candidates(self, base: RunConfig) -> list[dict[str, Any]]:
-        """Where words are searched over, the preset's handwritten candidates, as first points."""
-        if not any(isinstance(parameter, Words) for parameter in self.parameters):
-            return []
-        return [{HANDWRITTEN: [text]} for text in base.prompts.handwritten]
-
-
-def _space(
-    path: Path,
-    entry: Entry,
-    base: RunConfig,
-    parts: dict[str, Any],
-    place: Place,
-    declared: _Declared | None = None,
-) -> SearchSpace:
-    """The whole space, checked. `place` is that of its parameters."""
-    overrides = _overrides(entry, base)
-    fixed = values_of(with_values(base, overrides))
-    objectives = _objectives(entry, with_values(base, overrides), parts["parameters"])
-    points = _first_points(entry, declared)
+def _space(path: Path, entry: Entry, base: RunConfig, drawing: Drawing, overrides: Mapping[str, Any]) -> SearchSpace:
+    """The whole space, checked."""
+    common = with_values(base, dict(overrides))
+    objectives = _objectives(entry, common, drawing.described())
+    points = _first_points(entry, drawing.fields())
     budget = entry.number("budget_hours", "8", None)
     if budget is not None and budget <= 0:
         entry.fail("budget_hours", f"{budget:g} leaves no time for a trial; give hours above 0, or leave it out")
@@ -167,33 +89,17 @@ def _space(
         source=path,
         objectives=objectives,
         sampler=entry.one_of("sampler", SAMPLERS, "tpe"),
-        scheduler=_scheduler(entry, fixed["optim.steps"], len(objectives)),
+        scheduler=_scheduler(entry, common.optim.steps, len(objectives)),
         trials=entry.whole("trials", "24", 20),
         overrides=overrides,
-        fixed=with_preset(fixed, values_of(base)),
+        drawing=drawing,
+        fixed=with_preset(values_of(common), values_of(base)),
         budget_hours=budget,
         limits=_constraints(entry),
-        wanted_points=(*points, *(declared.candidates(base) if declared else [])),
-        **parts,
+        wanted_points=(*points, *drawing.candidates(base)),
     )
-    notes = declared.notes if declared else []
-    notes = [*notes, *_check_first_points(space, entry, base, len(points))]
-    most_updates = _check_edges(space, place, base)
-    return SearchSpace(**vars(space) | {"notes": tuple(notes), "most_updates": most_updates})
-
-
-def _check_field(name: str, place: Place, base: RunConfig) -> None:
-    """Check that a field exists, and that searching over it makes sense."""
-    known = fields(RunConfig)
-    weights = [f"rewards.train.{reward}" for reward in base.rewards.train]
-    if name not in known and name not in weights:
-        if name.startswith("rewards.train."):
-            place.fail(f"is none of the preset's training rewards; known: {', '.join(weights)}, or {_ALL_WEIGHTS}")
-        place.fail(unknown_field(name, RunConfig).partition(": ")[2])
-    if name in _MEASURES or name in _OF_THE_SWEEP:
-        place.fail("is the same for all trials of a sweep, or they could not be compared; leave it out")
-    if not has_effect(name):
-        place.fail("has no effect on what a trial learns; leave it out")
+    notes = (*drawing.notes, *_check_first_points(space, entry, base, len(points)))
+    return replace(space, notes=notes, most_updates=_check_edges(space, base))
 
 
 def _overrides(entry: Entry, base: RunConfig) -> dict[str, Any]:
@@ -206,7 +112,7 @@ def _overrides(entry: Entry, base: RunConfig) -> dict[str, Any]:
     for name, value in data.items():
         if name not in values:
             place.at(name).fail(unknown_field(str(name), RunConfig).partition(": ")[2])
-        if name in _OF_THE_SWEEP or is_foreign(name, "train_global"):
+        if name in OF_THE_SWEEP or is_foreign(name, "train_global"):
             place.at(name).fail("is no setting of a trial; leave it out")
         if isinstance(value, Mapping) and "share" in value:
             part = Entry(value, place.at(name), ("share", "of"))
@@ -274,12 +180,13 @@ def _constraints(entry: Entry) -> tuple[Constraint, ...]:
     return tuple(found)
 
 
-def _first_points(entry: Entry, declared: _Declared | None) -> list[dict[str, Any]]:
-    known = [parameter.field for parameter in declared.parameters] if declared else None
+def _first_points(entry: Entry, known: Sequence[str] | None) -> list[dict[str, Any]]:
+    """`known`: the settings that points may have; None is any, where only a function knows them."""
     points = []
     for number, point in enumerate(entry.items("first_points", "[{optim.lr: 0.1}]", ())):
         place = entry.place.at("first_points", number)
-        points.append(dict(Entry(point, place, known if known is not None else [*point]).data))
+        names = known if known is not None or not isinstance(point, Mapping) else [*point]
+        points.append(dict(Entry(point, place, names or ()).data))
     return points
 
 
@@ -319,7 +226,7 @@ def _check_first_points(space: SearchSpace, entry: Entry, base: RunConfig, given
     return notes
 
 
-def _check_edges(space: SearchSpace, place: Place, base: RunConfig) -> int:
+def _check_edges(space: SearchSpace, base: RunConfig) -> int:
     """Every mixture of the ends of ranges and of choices that meets the constraints is a valid configuration.
 
     Returns the most updates of any.
@@ -328,12 +235,12 @@ def _check_edges(space: SearchSpace, place: Place, base: RunConfig) -> int:
     most = 0
     for number in range(_EDGES_TRIED):
         trial = EdgeTrial(rng) if number else space.nearest_point(values_of(base))
-        settings = space.draw(trial, space.fixed)
+        settings = space.drawing.draw(trial, space.fixed)
         try:
             if space.is_feasible(trial.point):
                 most = max(most, space.config(base, trial.point).optim.steps)
         except UserError as error:
-            _blame(error, place, settings)
+            _blame(error, space.drawing.place, settings)
     return most
 
 

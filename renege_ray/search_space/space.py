@@ -2,15 +2,16 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from renege_ray.config import RunConfig, split_name, to_mapping, with_values
 from renege_ray.config_errors import fields, shown_value
 from renege_ray.errors import UserError
 from renege_ray.search_space.constraints import PRESET, Constraint
+from renege_ray.search_space.entry import Place
 from renege_ray.search_space.metrics import method_of
 from renege_ray.search_space.parameters import Values
 from renege_ray.search_space.trials import NearestTrial, ReplayingTrial
@@ -42,30 +43,52 @@ class SchedulerConfig:
     min_trials: int = 3
 
 
+class Drawing(Protocol):
+    """How a space draws its settings: declared in YAML, or coded in Python.
+
+    Attributes:
+        place: where in the file. notes: what the user should know.
+    """
+
+    place: Place
+    notes: list[str]
+
+    def draw(self, trial: Any, values: Values) -> dict[str, Any]:
+        """{dotted name: value} of what a trial draws, given those of preset and overrides."""
+
+    def stand_for(self, values: Values) -> dict[str, Any]:
+        """{name for the sampler: value} of the point that settings {dotted name: value} stand for, as far as known."""
+
+    def described(self) -> dict[str, str]:
+        """{setting: its distribution in words}; of code a hash."""
+
+    def fields(self) -> Sequence[str] | None:
+        """The settings that it draws; None where only a trial tells."""
+
+    def candidates(self, base: RunConfig) -> list[dict[str, Any]]:
+        """Settings of the preset's that make first points, besides those that it begins with."""
+
+
 @dataclass(frozen=True)
 class SearchSpace:
     """Read by `read_search_space`, for a certain preset.
 
-    parameters: {setting: its distribution in words}; {"code": hash} of a Python file.
     overrides: {dotted field: value} that all trials have.
     budget_hours: no trial begins after so many; None is no limit.
     most_updates: the most updates (`optim.steps`) of any trial.
     notes: what the user should know of it.
-    draw: (trial, {dotted name: value} of preset and overrides) -> {dotted name: value} of what was drawn.
-    stand_for: {dotted name: value} -> {name for the sampler: value}, both as far as known.
+    fixed: {dotted name: value} of preset and overrides, and of the preset under `preset.NAME`.
     wanted_points: {dotted name: value} of further first points.
     """
 
     name: str
     source: Path
-    parameters: Mapping[str, str]
     objectives: tuple[Objective, ...]
     sampler: str
     scheduler: SchedulerConfig
     trials: int
     overrides: Mapping[str, Any]
-    draw: Callable[[Any, Values], dict[str, Any]] = field(repr=False)
-    stand_for: Callable[[Values], dict[str, Any]] = field(repr=False)
+    drawing: Drawing = field(repr=False)
     fixed: Values = field(repr=False)
     budget_hours: float | None = None
     most_updates: int = 0
@@ -74,13 +97,18 @@ class SearchSpace:
     notes: tuple[str, ...] = ()
 
     @property
+    def parameters(self) -> dict[str, str]:
+        """{setting: its distribution in words}; {"code": hash} of a Python file."""
+        return self.drawing.described()
+
+    @property
     def needs_training(self) -> bool:
         """Whether an objective is of the learned embedding; the others are measured before the first update."""
         return any(method_of(objective.metric) == "global" for objective in self.objectives)
 
     def suggest(self, trial: Any) -> None:
         """Draw all parameters by a trial's `suggest_float`, `suggest_int` and `suggest_categorical`."""
-        self.draw(trial, self.fixed)
+        self.drawing.draw(trial, self.fixed)
 
     def settings(self, point: Point) -> dict[str, Any]:
         """{dotted name: value} of the settings that a point stands for, constraints apart.
@@ -89,7 +117,7 @@ class SearchSpace:
             UserError: the point lacks a parameter, has one too many, or a value outside the space.
         """
         trial = ReplayingTrial(point)
-        drawn = self.draw(trial, self.fixed)
+        drawn = self.drawing.draw(trial, self.fixed)
         if unknown := [name for name in point if name not in trial.point]:
             raise UserError(f"{unknown[0]}: the search space {self.name} has no such parameter at this point")
         return drawn
@@ -126,14 +154,14 @@ class SearchSpace:
 
     def nearest_point(self, values: Values) -> NearestTrial:
         """The point of given settings, or the nearest to them in the space."""
-        trial = NearestTrial(self.stand_for(values))
-        self.draw(trial, self.fixed)
+        trial = NearestTrial(self.drawing.stand_for(values))
+        self.drawing.draw(trial, self.fixed)
         return trial
 
     def to_mapping(self) -> dict[str, Any]:
         """All that makes two sweeps comparable, in plain maps and lists: not its name, nor the number of trials."""
         return {
-            "parameters": dict(self.parameters),
+            "parameters": self.parameters,
             "constraints": [limit.text for limit in self.limits],
             "overrides": json.loads(json.dumps(dict(self.overrides))),
             "first_points": json.loads(json.dumps([dict(values) for values in self.wanted_points])),
