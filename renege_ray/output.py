@@ -9,6 +9,7 @@ from pathlib import Path
 
 from renege_ray.config import CONFIG_FILE
 from renege_ray.errors import UserError
+from renege_ray.whole_files import whole_file
 
 
 def check_output_dir(folder: Path, *, resume: bool) -> None:
@@ -62,10 +63,9 @@ def _try_a_write(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Write a text file under a temporary name and rename it, so that a reader never sees half of it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    """Write a text file whole or not at all. Returns its path."""
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
     return path
 
 

@@ -1,6 +1,5 @@
 """Pictures and tables to compare methods by: image grids, two plain image statistics, aligned text tables."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,6 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from renege_ray.whole_files import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -100,15 +101,13 @@ def render(figure: "Figure") -> Image.Image:
 
 
 def save_png(image: Image.Image, path: Path, following: Sequence[Image.Image] = ()) -> None:
-    """Write a PNG under a temporary name and rename it, so that a reader never sees half a file.
+    """Write a PNG, whole or not at all; its folder is made.
 
     With frames that follow the first it is an animated one, 8 frames a second, which loses nothing either.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     animated = {"save_all": True, "append_images": following, "duration": 125, "loop": 0} if following else {}
-    image.save(temporary, format="PNG", **animated)
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        image.save(temporary, format="PNG", **animated)
 
 
 def image_saturation(images: Tensor) -> Tensor:

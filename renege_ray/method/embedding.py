@@ -116,13 +116,6 @@ class NegativeEmbedding:
         """n, (1, L, D), as it is stored."""
         return self.tensors[PROMPT_EMBEDS]
 
-    def as_batch(self, size: int) -> Tensor:
-        """n in float32 as one row for each of `size` samples, (size, L, D), without a copy of the rows.
-
-        diffusers wants one row for each prompt.
-        """
-        return self.prompt_embeds.float().expand(size, -1, -1)
-
     def check_fits(self, shapes: Mapping[str, tuple[int, ...]], text_encoder_hash: str, text_encoder: str) -> None:
         """Check that the embedding belongs to a model whose negative has these `shapes`, {name: shape}.
 

@@ -62,7 +62,7 @@ class Search:
         )
 
     def record(self, reward: float) -> bool:
-        """Note R of the present candidate; a reward that is NaN is no rise. Returns whether it is the best now.
+        """Note R of the present candidate; a reward that is not finite is no rise. Returns whether it is the best now.
 
         Raises:
             FloatingPointError: R of candidate 0 is not finite: there is nothing to compare with.
@@ -70,7 +70,7 @@ class Search:
         if not self.rewards and not math.isfinite(reward):
             raise FloatingPointError(f"the reward of the initial embedding is {reward}")
         self.rewards.append(reward)
-        if len(self.rewards) > 1 and not reward > self.rewards[self.best_step]:
+        if len(self.rewards) > 1 and not (math.isfinite(reward) and reward > self.rewards[self.best_step]):
             return False
         self.best, self.best_step = self._candidate, len(self.rewards) - 1
         return True

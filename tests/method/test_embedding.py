@@ -48,9 +48,6 @@ def test_round_trip(tmp_path: Path, dtype: torch.dtype, metadata: EmbeddingMetad
     assert loaded.metadata == metadata
     assert loaded.prompt_embeds.dtype == dtype and torch.equal(loaded.prompt_embeds, saved.prompt_embeds)
     assert torch.equal(load_file(path)["negative_prompt_embeds"], saved.prompt_embeds)
-    batch = loaded.as_batch(3)
-    assert batch.shape == (3, 4, 6) and batch.dtype == torch.float32
-    assert torch.equal(batch[2], saved.prompt_embeds[0].float())
 
 
 def test_what_is_saved_is_detached_and_contiguous(tmp_path: Path) -> None:

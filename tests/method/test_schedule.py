@@ -74,6 +74,19 @@ def test_ddim_and_x0_agree_with_diffusers(
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_clipping_is_that_of_diffusers(prediction: str) -> None:
+    """x_0 is kept within the range; the noise that it is put together with is not made to agree."""
+    scheduler = DDIMScheduler(prediction_type=prediction, **(BETAS | {"clip_sample": True, "clip_sample_range": 0.7}))
+    scheduler.set_timesteps(7)
+    schedule = schedule_like(scheduler, 7)
+    x, output = tensors(2)
+    expected = scheduler.step(output, scheduler.timesteps[3], x)
+    x0, noise = predict_x0_and_noise(output, x, schedule.alphas[3], schedule.prediction_type, 0.7)
+    assert x0.abs().max() == pytest.approx(0.7)
+    torch.testing.assert_close(ddim_step(x0, noise, schedule.previous_alphas[3]), expected.prev_sample)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("zero_snr", [False, True])
 def test_ddpm_agrees_with_diffusers(prediction: str, spacing: str, zero_snr: bool) -> None:

@@ -30,6 +30,7 @@ def search(*rewards: float, steps: int = 6, patience: int = 3) -> Search:
         ([1.0, 2.0, 1.5, 1.9, 2.0], 1, True),  # an equal reward is no rise
         ([1.0, 2.0, 1.5, 1.9, 2.1], 4, False),  # a rise in time
         ([1.0, math.nan, 2.0], 2, False),  # a candidate that cannot be measured is no rise
+        ([1.0, math.inf, 2.0], 2, False),  # nor is one whose reward has overflowed
         ([0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 6, True),  # N updates make N + 1 candidates
         ([0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 1.0], 5, True),
     ],
@@ -37,7 +38,7 @@ def search(*rewards: float, steps: int = 6, patience: int = 3) -> Search:
 def test_the_best_candidate_is_kept_and_patience_counts(rewards: list[float], best: int, over: bool) -> None:
     found = search(*rewards)
     assert (found.best_step, found.over, found.steps) == (best, over, len(rewards) - 1)
-    assert found.rewards[found.best_step] == max(reward for reward in rewards if reward == reward)
+    assert found.rewards[found.best_step] == max(filter(math.isfinite, rewards))
 
 
 def test_candidates_are_those_of_the_ascent_rounded_to_the_storage_type() -> None:
