@@ -136,7 +136,9 @@ class _Plot:
             finally:
                 pyplot.close("all")
             interactive = getattr(plotly_plots, self.function)(study, **self.options)
-        interactive.update_layout(title=self.title, template="plotly_white")
+        interactive.update_layout(title="", template="plotly_white", margin={"t": 40})  # the page has the title
+        if self.name == "curves":
+            interactive.update_layout(yaxis_title=self.title.partition(": ")[2])
         html = interactive.to_html(full_html=False, include_plotlyjs=False)
         return SweepFigure(path.stem, self.title, html, path)
 
