@@ -243,7 +243,7 @@ def analyse(subject: Subject) -> Findings:
     header = ["parameters p", "dim(p)", "rms(p)", "|J|^2", "E = |J|^2/dim", "+- 95 %", "|J|/dim", "E rms^2"]
     rows = [
         [
-            subject.label if name == "n" else name,
+            f"n ({subject.label})" if name == "n" else name,
             str(it.size),
             *(f"{x:.3g}" for x in (it.rms, it.squared_norm, it.value, _Z_95 * it.standard_error)),
             *(f"{x:.3g}" for x in (it.norm_per_number, it.at_own_scale)),
@@ -270,20 +270,25 @@ def _in_words(found: Mapping[str, Efficiency]) -> str:
 
 
 def draw(found: Mapping[str, Efficiency], label: str) -> Image.Image:
-    """E and E rms^2 of each set of parameters, on logarithmic axes."""
+    """The three figures of each set of parameters with their 95 % intervals, on logarithmic axes."""
     from matplotlib.figure import Figure
 
-    names = [label if name == "n" else name for name in found]
+    names = [f"n ({label})" if name == "n" else name for name in found]
     measured = found.values()
+    shares = [_Z_95 * it.standard_error / it.value for it in measured]
     panels = {
-        "E(p) = |J|$^2$ / dim p, with 95 % interval": (
-            [it.value for it in measured], [_Z_95 * it.standard_error for it in measured]
-        ),
-        "E(p) rms(p)$^2$: numbers that move by the same share": ([it.at_own_scale for it in measured], None),
-    }  # fmt: skip
-    figure = Figure(figsize=(11, 1.2 + 0.5 * len(found)), layout="constrained")
-    for axes, (title, (values, errors)) in zip(figure.subplots(1, 2), panels.items(), strict=True):
-        axes.barh(names, values, xerr=errors, capsize=3, color="tab:blue", alpha=0.8)
+        "E(p) = |J|$^2$ / dim p": ([it.value for it in measured], shares),
+        "|J| / dim p": ([it.norm_per_number for it in measured], [share / 2 for share in shares]),  # of a root
+        "E(p) rms(p)$^2$": ([it.at_own_scale for it in measured], shares),
+    }
+    figure = Figure(figsize=(11, 1.2 + 0.45 * len(found)), layout="constrained")
+    for axes, (title, (values, widths)) in zip(figure.subplots(1, 3, sharey=True), panels.items(), strict=True):
+        errors = [value * width for value, width in zip(values, widths, strict=True)]
+        axes.errorbar(values, names, xerr=errors, fmt="o", capsize=4)
         axes.set(title=title, xscale="log")
-        axes.invert_yaxis()
+        ends = [math.log10(value) for value in values if value > 0]  # an embedding of zeros has no scale of its own
+        if ends:
+            axes.set_xlim(10 ** math.floor(min(ends) - 0.2), 10 ** math.ceil(max(ends) + 0.2))
+        axes.grid(axis="x", alpha=0.3)
+    figure.get_axes()[0].invert_yaxis()
     return render(figure)

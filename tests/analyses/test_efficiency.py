@@ -10,6 +10,7 @@ from renege_ray.analyses.efficiency import (
     NUM_PROBES,
     Efficiency,
     attention_projections,
+    draw,
     lora_factors,
     measure_efficiency,
 )
@@ -71,6 +72,11 @@ def test_the_estimates_are_within_five_percent_of_the_exact_values(
         assert abs(it.value - square / it.size) < 4 * it.standard_error < 0.2 * it.value
     assert {name: found[name].size for name in sizes} == sizes
     assert lora.size == sum(p.numel() for name, p in model.denoiser.named_parameters() if "lora" in name)
+
+
+def test_an_embedding_of_zeros_and_a_single_probe_can_be_drawn() -> None:
+    found = {"n": Efficiency(10, 0.0, (2.0,)), "all weights": Efficiency(20, 1.0, (3.0,))}
+    assert min(draw(found, "null").size) > 100
 
 
 def test_figures_of_known_squares() -> None:
