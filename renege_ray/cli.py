@@ -36,7 +36,7 @@ _COMMON_ALIASES = {"cluster.num_workers": "num-workers", "model.id": "model"}
 _ALIASES = {
     "train_global": _COMMON_ALIASES | {"prompts.train": "prompts", "optim.init": "init"},
     "tune_prompts": _COMMON_ALIASES
-    | {"tuning.prompts": "prompts", "tuning.init": "init", "tuning.max_failed": "max-failed"},
+    | {f"tuning.{name}": name.replace("_", "-") for name in ("prompts", "num_prompts", "init", "max_failed")},
 }
 _OTHER_FLAGS = ("--preset", "--resume", "--dry-run", "--help")
 

@@ -272,6 +272,16 @@ def test_settings_of_another_job_are_refused_with_the_own_one() -> None:
         from_args(["--tuning.lr", "1e-2"], "train_global")
 
 
+@pytest.mark.parametrize("job", ["train_global", "tune_prompts"])
+def test_the_examples_of_the_help_name_flags_that_there_are(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        from_args(["--help"], job)
+    options, _, examples = capsys.readouterr().out.partition("examples:")
+    named = set(re.findall(r"(?<= )--[a-z][\w.-]*", examples))
+    assert {"--init", "--num-workers"} <= named
+    assert named <= set(re.findall(r"(?<=[ ,])--[a-z][\w.-]*", options))
+
+
 # How a job ends
 
 
