@@ -27,6 +27,7 @@ from renege_ray.config import (
 from renege_ray.config_errors import expected, fields, shown_value, unknown_field
 from renege_ray.effects import fingerprint, has_effect, is_foreign
 from renege_ray.errors import UserError
+from renege_ray.evaluation_config import EvaluationConfig
 from renege_ray.output import check_output_dir
 from renege_ray.yaml_files import parse_yaml
 
@@ -37,7 +38,11 @@ _ALIASES = {
     "train_global": _COMMON_ALIASES | {"prompts.train": "prompts", "optim.init": "init"},
     "tune_prompts": _COMMON_ALIASES
     | {f"tuning.{name}": name.replace("_", "-") for name in ("prompts", "num_prompts", "init", "max_failed")},
+    "evaluate": _COMMON_ALIASES
+    | {f"evaluation.{name}": name.replace("_", "-") for name in EvaluationConfig.model_fields if name != "batch_size"}
+    | {"evaluation.methods": "method"},
 }
+_REPEATED = ("evaluation.methods",)  # flags that are given once for each item, in which commas are no separators
 _OTHER_FLAGS = ("--preset", "--resume", "--dry-run", "--help")
 
 _EXAMPLES = {
@@ -59,6 +64,43 @@ _EXAMPLES = {
       as many workers as there is room for, two on a GPU
   the same command again
       goes on where it was killed; a changed setting gets a folder of its own""",
+    "evaluate": """\
+  python jobs/{job}.py --method null --method handwritten --method global=outputs/RUN/negative_embedding.safetensors
+      on the held-out prompts of the model in the package
+  python jobs/{job}.py --preset sd15 --prompts parti --method handwritten --method global=FILE --method prompt=FOLDER
+      a table of tuned prompts beside the embedding that they were tuned from
+  python jobs/{job}.py --preset sd15 --method global=FILE --method global=FILE,refine=promptist \\
+      --method model=CompVis/stable-diffusion-v1-4:global=FILE
+      with refined prompts; with another model
+  the same command again
+      goes on where it was killed; in the same --output-dir, methods and prompts that are added join what is there""",
+}
+# What there is to say of a job beyond its flags.
+_TOPICS = {
+    "evaluate": """\
+
+methods:
+  null                     what the model's pipeline takes without a negative
+  handwritten[=TEXT]       a negative prompt; by default the first of prompts.handwritten, in the presets of real models
+                           the paper's long list
+  global=FILE              a learned embedding
+  prompt=FOLDER            tuned prompts: the output folder of jobs/tune_prompts.py
+  text=TEXT                any other negative prompt
+  model=ID:METHOD          one of these with another model
+  METHOD,refine=NAME       with prompts refined by promptist or beautifulprompt; rewards judge by the original
+  METHOD,as=LABEL          with a name of your own in the tables
+
+All methods get the same prompts, seeds and noise. The seeds are the evaluation's own: nothing was tuned on them.
+
+analyses, with flags of their own (python jobs/evaluate.py NAME --help):
+  efficiency, sampler-error, pseudo-positive, distance
+""",
+}
+# No gradients are taken in an evaluation: any number of steps will do.
+_NO_GRADIENTS = {
+    "sampling.gradient_steps": [0, 1],
+    "optim.gradients_per_rollout": 1,
+    "tuning.gradients_per_rollout": 1,
 }
 _EPILOG = """\
 examples:
@@ -67,7 +109,7 @@ examples:
       check everything, print the plan with its cost, start nothing
 
 flags win over the preset; the whole effective configuration is written to OUTPUT_DIR/config.yaml
-"""
+{topics}"""
 
 
 @dataclass(frozen=True)
@@ -91,11 +133,13 @@ def from_args(argv: Sequence[str], job: str) -> Invocation:
     # Not by argparse's `type`, which would replace the message of a ValueError by one of its own.
     known = fields(RunConfig)
     given = {name: _value(name, known[name], text) for name, text in texts.items()}
+    if job == "evaluate":
+        given |= _NO_GRADIENTS
     if resume is not None:
         if preset is not None:
             raise UserError("--preset: a resumed run has its configuration already; leave --preset or --resume out")
         return Invocation(_resumed(Path(resume), given, job), resume=True, dry_run=dry_run)
-    if job == "tune_prompts":
+    if job in ("tune_prompts", "evaluate"):
         return _repeatable(load_preset(preset or DEFAULT_PRESET), given, job, dry_run)
     given.setdefault("output_dir", f"outputs/{job}-{datetime.now():%Y%m%d-%H%M%S}")
     config = with_values(load_preset(preset or DEFAULT_PRESET), given)
@@ -106,11 +150,12 @@ def from_args(argv: Sequence[str], job: str) -> Invocation:
 
 def _repeatable(preset: RunConfig, given: dict[str, Any], job: str, dry_run: bool) -> Invocation:
     """An invocation of a job whose command, given again, goes on in its folder: named by the settings, unless the
-    user names it.
+    user names it. Tuned prompts are one table; a report is of one selection of methods and prompts.
     """
     config = with_values(preset, given)
     if "output_dir" not in given:
-        config = with_values(config, {"output_dir": f"outputs/{job}-{fingerprint(config, job)[:8]}"})
+        mark = fingerprint(config, job, selection=job == "evaluate")[:8]
+        config = with_values(config, {"output_dir": f"outputs/{job}-{mark}"})
     resume = (config.output_dir / CONFIG_FILE).exists()
     check_output_dir(config.output_dir, resume=resume)
     if resume:
@@ -221,7 +266,9 @@ def _parser(job: str, base: RunConfig) -> argparse.ArgumentParser:
     parser = _Parser(
         prog=f"jobs/{job}.py",
         usage="%(prog)s [--preset NAME|FILE] [--output-dir DIR | --resume DIR] [--dry-run] [--FIELD VALUE]",
-        epilog=_EPILOG.format(examples=_EXAMPLES.get(job, _EXAMPLES["train_global"]).format(job=job), job=job),
+        epilog=_EPILOG.format(
+            examples=_EXAMPLES.get(job, _EXAMPLES["train_global"]).format(job=job), job=job, topics=_TOPICS.get(job, "")
+        ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
@@ -252,12 +299,16 @@ def _parser(job: str, base: RunConfig) -> argparse.ArgumentParser:
 def _add_flag(group: Any, name: str, info: FieldInfo, default: Any, aliases: dict[str, str]) -> None:
     flags = [f"--{aliases[name]}"] if name in aliases else []
     shown = "" if default is None else f" (default: {shown_value(default)})"
+    options: dict[str, Any] = {"action": "append"} if name in _REPEATED else {}
+    if info.annotation is bool:
+        options = {"nargs": "?", "const": "true"}
     group.add_argument(
         *flags,
         _flag(name),
         dest=name,
-        metavar=_metavar(info),
+        metavar="METHOD" if name == "evaluation.methods" else _metavar(info),
         help=f"{info.description}{shown}".replace("%", "%%"),
+        **options,
     )
 
 
@@ -278,8 +329,10 @@ def _metavar(info: FieldInfo) -> str:
     return words.get(kind, kind.removeprefix("one of ").replace(", ", "|"))
 
 
-def _value(name: str, info: FieldInfo, text: str) -> Any:
-    """The value that a flag's text stands for; whether it fits the field is for the configuration to say."""
+def _value(name: str, info: FieldInfo, text: str | list[str]) -> Any:
+    """The value that a flag's text (or texts) stands for; whether it fits the field is for the configuration to say."""
+    if isinstance(text, list):
+        return [item for one in text for item in (parse_yaml(one, _flag(name)) if one.startswith("[") else [one])]
     kind = expected(info)
     if kind in {"a text", "a path"}:
         return text

@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from renege_ray.config_errors import explain, nearest
 from renege_ray.config_types import AsTuple, Count, CountOrZero, Name, Section
 from renege_ray.errors import UserError
+from renege_ray.evaluation_config import EvaluationConfig
 from renege_ray.tuning_config import TuningConfig
 from renege_ray.yaml_files import read_yaml, write_yaml
 
@@ -286,6 +287,7 @@ class RunConfig(Section):
     test: TestConfig = TestConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     tuning: TuningConfig = TuningConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     cluster: ClusterConfig = ClusterConfig()
 
     @field_validator("output_dir", mode="before")

@@ -9,16 +9,31 @@ from renege_ray.config import RunConfig, to_mapping
 _WITHOUT_EFFECT = ("output_dir", "experiment", "tracking_uri", "memory", "checkpoint", "cluster")
 # What a job does not look at.
 FOREIGN = {
-    "train_global": ("tuning", "cluster.gpus_per_worker"),
+    "train_global": ("tuning", "evaluation", "cluster.gpus_per_worker"),
     "tune_prompts": (
-        "optim", "validation", "test", "checkpoint", "prompts.train", "prompts.validation", "prompts.held_out",
-        "cluster.max_failures",
+        "optim", "validation", "test", "checkpoint", "evaluation", "prompts.train", "prompts.validation",
+        "prompts.held_out", "cluster.max_failures",
+    ),
+    "evaluate": (
+        "optim", "validation", "test", "checkpoint", "tuning", "sampling.gradient_steps", "cluster.max_failures",
     ),
 }  # fmt: skip
-# Which prompts are tuned, and how many at once, changes nothing about what any of them becomes.
-_WITHOUT_EFFECT_ON_A_PROMPT = tuple(
-    f"tuning.{name}" for name in ("prompts", "num_prompts", "slots", "micro_batch_size", "max_failed")
-)
+# Which rows a table has, and how many are computed at once, changes nothing about what is in any of them.
+_WITHOUT_EFFECT_ON_A_ROW = {
+    "tune_prompts": tuple(
+        f"tuning.{name}" for name in ("prompts", "num_prompts", "slots", "micro_batch_size", "max_failed")
+    ),
+    "evaluate": (
+        "prompts",  # what a method makes of them is in the method's own key
+        *(
+            f"evaluation.{name}"
+            for name in (
+                "methods", "prompts", "num_prompts", "seeds_per_prompt", "allow_missing", "refiners", "batch_size",
+                "max_failed",
+            )
+        ),
+    ),
+}  # fmt: skip
 
 
 def is_foreign(name: str, job: str) -> bool:
@@ -28,7 +43,7 @@ def is_foreign(name: str, job: str) -> bool:
 
 def has_effect(name: str, job: str = "train_global") -> bool:
     """Whether the field or section of this dotted name has an effect on the result of a job."""
-    if job == "tune_prompts" and _is_within(name, _WITHOUT_EFFECT_ON_A_PROMPT):
+    if _is_within(name, _WITHOUT_EFFECT_ON_A_ROW.get(job, ())):
         return False
     return not _is_within(name, _WITHOUT_EFFECT) and not is_foreign(name, job)
 
@@ -37,18 +52,26 @@ def _is_within(name: str, names: tuple[str, ...]) -> bool:
     return any(name == other or name.startswith(f"{other}.") for other in names)
 
 
-def fingerprint(config: RunConfig, job: str = "train_global") -> str:
+def fingerprint(config: RunConfig, job: str = "train_global", *, selection: bool = False) -> str:
     """16 hex digits, the same for two configurations exactly if these have to give the same result.
 
     Files (prompts, init, a local model) count by their names, not by what is in them: that is for
     `renege_ray.inputs` to watch.
+
+    Args:
+        selection: count also which rows a job makes, not only what is in them.
     """
+
+    def counts(name: str) -> bool:
+        chosen = selection and _is_within(name, _WITHOUT_EFFECT_ON_A_ROW.get(job, ())) and not is_foreign(name, job)
+        return has_effect(name, job) or chosen
+
     relevant = {
-        name: {leaf: item for leaf, item in value.items() if has_effect(f"{name}.{leaf}", job)}
+        name: {leaf: item for leaf, item in value.items() if counts(f"{name}.{leaf}")}
         if isinstance(value, dict)
         else value
         for name, value in to_mapping(config).items()
-        if has_effect(name, job)
+        if counts(name)
     }
     text = json.dumps(relevant, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode("ascii")).hexdigest()[:16]

@@ -13,7 +13,7 @@ from renege_ray.config import ModelConfig, RewardsConfig, RunConfig
 from renege_ray.errors import UserError
 from renege_ray.method.embedding import NegativeEmbedding
 from renege_ray.models import check_model
-from renege_ray.models.text_encoder import identify_text_encoder
+from renege_ray.models.text_encoder import TextEncoderIdentity, identify_text_encoder
 from renege_ray.prompts import TOY, PromptSet, Split, load_splits
 from renege_ray.rewards import JUDGE_NAMES, REWARD_NAMES, check_names, full_name, locate_rewards
 from renege_ray.train_global import Prompts
@@ -64,7 +64,7 @@ def read_inputs(config: RunConfig) -> Inputs:
 def find_problems(config: RunConfig) -> list[UserError]:
     """All that keeps `read_inputs` from its work, not only the first of it; empty if nothing does."""
     checks: list[Callable[[], object]] = [
-        partial(_check_model, config),
+        partial(check_model_and_lora, config.model, config.sampling.num_inference_steps),
         partial(_load_splits, config),
         partial(read_initial, config.optim.init, "optim.init", config.model),
     ]
@@ -90,15 +90,20 @@ def check_models(config: RunConfig) -> None:
         UserError: a name that is not known, files that cannot be found, or more steps than the model has.
     """
     locate_rewards(_reward_names(config.rewards), config.rewards.checkpoints)
-    _check_model(config)
+    check_model_and_lora(config.model, config.sampling.num_inference_steps)
 
 
-def _check_model(config: RunConfig) -> None:
-    check_model(config.model, config.sampling.num_inference_steps)
-    if config.model.lora is not None:
+def check_model_and_lora(config: ModelConfig, num_inference_steps: int) -> None:
+    """Check that a model, and a LoRA for it, are there and can be sampled so, without loading them.
+
+    Raises:
+        UserError: see `check_model`.
+    """
+    check_model(config, num_inference_steps)
+    if config.lora is not None:
         from renege_ray.models.lora import check_lora  # imports diffusers
 
-        check_lora(config.model.lora)
+        check_lora(config.lora)
 
 
 def check_control_images(control: str, prompts: Sequence[str]) -> None:
@@ -138,13 +143,22 @@ def read_initial(init: str, field: str, model: ModelConfig) -> Tensor | None:
         return None
     if not Path(init).is_file():
         raise UserError(f"{field}: {init!r} is neither null, handwritten, nor an existing file")
-    encoder = identify_text_encoder(model)
     try:
-        embedding = NegativeEmbedding.load(init)
-        embedding.check_fits(encoder.layout.shapes, encoder.hash, encoder.name)
+        return read_embedding(init, lambda: identify_text_encoder(model))
     except UserError as error:
         raise UserError(f"{field}: {init!r}: {error}") from None
-    return encoder.layout.pack(embedding.tensors)
+
+
+def read_embedding(path: str, encoder: Callable[[], TextEncoderIdentity]) -> Tensor:
+    """An embedding file, packed, (1, L, D) float32, for a model with this text encoder.
+
+    Raises:
+        UserError: the file is missing or damaged (then the encoder is not even looked at), or does not fit.
+    """
+    embedding = NegativeEmbedding.load(path)
+    identity = encoder()
+    embedding.check_fits(identity.layout.shapes, identity.hash, identity.name)
+    return identity.layout.pack(embedding.tensors)
 
 
 def record_inputs(inputs: Inputs, folder: Path) -> None:

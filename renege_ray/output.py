@@ -83,3 +83,8 @@ def write_summary(
         "metrics": {name: value if math.isfinite(value) else None for name, value in metrics.items()},
     }
     return write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+
+def shown_path(path: Path) -> Path:
+    """A path as it is told to people: from the working folder, where it lies in that."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -105,9 +105,13 @@ def save_png(image: Image.Image, path: Path, following: Sequence[Image.Image] = 
 
     With frames that follow the first it is an animated one, 8 frames a second, which loses nothing either.
     """
-    animated = {"save_all": True, "append_images": following, "duration": 125, "loop": 0} if following else {}
     with whole_file(path) as temporary:
-        image.save(temporary, format="PNG", **animated)
+        image.save(temporary, format="PNG", **animation(following))
+
+
+def animation(following: Sequence[Image.Image]) -> dict[str, Any]:
+    """What Pillow's `save` is to be told of frames that follow the first: 8 a second."""
+    return {"save_all": True, "append_images": following, "duration": 125, "loop": 0} if following else {}
 
 
 def image_saturation(images: Tensor) -> Tensor:

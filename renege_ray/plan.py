@@ -117,6 +117,23 @@ def describe_tuning_plan(config: RunConfig, prompts: int, notes: Sequence[str]) 
     return "\n".join(line for line in lines if line)
 
 
+def describe_evaluation_plan(config: RunConfig, prompts: int, images: int, notes: Sequence[str]) -> str:
+    """The plan of an evaluation as text. Images of other models are counted as if they were of the configuration's."""
+    evaluation = config.evaluation
+    total = evaluation_cost(config, images)
+    kept = "not kept" if evaluation.keep_images == "none" else f"kept as {evaluation.keep_images}"
+    lines = [
+        f"model {config.model.id}, {len(evaluation.methods)} methods on {prompts} prompts from {evaluation.prompts} "
+        f"with {evaluation.seeds_per_prompt} seed(s) each: {images} images, {kept}",
+        *notes,
+        f"{config.cluster.num_workers} worker(s); results in {config.output_dir}",
+        _counts(total),
+        _estimate(config, total),
+        "dry run: nothing was started",
+    ]
+    return "\n".join(line for line in lines if line)
+
+
 def _counts(cost: Cost) -> str:
     return (
         f"{cost.denoiser_forward:,} denoiser forward and {cost.denoiser_backward:,} backward passes, "

@@ -6,6 +6,7 @@
 (for PixArt-alpha, without the first argument: see `renege_ray.NegativeEmbedding.for_pipeline`).
 """
 
+import hashlib
 import json
 import warnings
 from collections import OrderedDict
@@ -96,6 +97,16 @@ class PromptEmbeddings:
             names = ", ".join(table.name for table in tables)
             raise UserError(f"{folder} holds the tables of {len(tables)} settings ({names}); name one of these folders")
         return cls(TuningTable(str(tables[0] if tables else path)))
+
+    @property
+    def root(self) -> str:
+        """The table's own folder or URI."""
+        return self._table.root
+
+    def state(self) -> str:
+        """Another text whenever the content is another: files are added or removed, but never rewritten."""
+        names = ",".join(path.rpartition("/")[2] for path in self._table.files())
+        return hashlib.sha256(names.encode()).hexdigest()[:16]
 
     def __len__(self) -> int:
         """How many prompts there are."""

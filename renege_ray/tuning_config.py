@@ -13,7 +13,9 @@ class TuningConfig(Section):
     prompts: Name = Field(
         "toy", description="prompts to tune: 'toy' (the held-out ones first), a published set, or a file (see prompts)"
     )
-    num_prompts: CountOrZero = Field(0, description="only so many of them, from the first; 0 is all")
+    num_prompts: CountOrZero = Field(
+        0, description="only so many of them, the same even mixture that jobs/evaluate.py takes; 0 is all"
+    )
     init: Name = Field(
         "null",
         description="the embedding that every prompt starts from: null, handwritten, or a file (the global one)",

@@ -9,7 +9,7 @@ from renege_ray.config import RunConfig
 from renege_ray.effects import fingerprint
 from renege_ray.inputs import check_models, read_initial
 from renege_ray.method.embedding import as_stored
-from renege_ray.prompts import TOY, load_prompts
+from renege_ray.prompts import TOY, load_prompts, prompt_id
 from renege_ray.tuning_table import PromptToTune
 
 
@@ -34,7 +34,8 @@ def read_tuning_inputs(config: RunConfig) -> TuningInputs:
     """
     check_models(config)
     source = config.tuning.prompts
-    found = _toy_prompts() if source == TOY else _file_prompts(source)
+    # In the order of their hashed ids: the first so many are the mixture that evaluations take, too (`make_pairs`).
+    found = _toy_prompts() if source == TOY else sorted(_file_prompts(source), key=lambda prompt: prompt.id)
     unique = {prompt.id: prompt for prompt in reversed(found)}  # of two with one id, the first counts
     prompts = [prompt for prompt in found if unique[prompt.id] is prompt]
     notes = []
@@ -50,7 +51,7 @@ def _toy_prompts() -> list[PromptToTune]:
     """All prompts of the embedded model, the held-out ones first; their category is the shape."""
     from renege_ray.models.toy.captions import parse, prompts
 
-    texts = [text for split in ("held_out", "validation", "train") for text in prompts(split)]
+    texts = [text for split in ("held_out", "validation", "train") for text in sorted(prompts(split), key=prompt_id)]
     return [PromptToTune(text, parse(text)["shape"]) for text in texts]
 
 

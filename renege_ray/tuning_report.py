@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from renege_ray.parquet_folder import ParquetFolder
 from renege_ray.pictures import render, text_table
 from renege_ray.prompt_scores import EVAL, METHODS, TUNE, column
 from renege_ray.train_global import REWARD
-from renege_ray.tuning_table import FAILED, TRUNCATED, TuningTable
+from renege_ray.tuning_table import FAILED, TRUNCATED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,7 +59,7 @@ class TuningReport:
         self._files: set[str] = set()
         self._columns: dict[str, list[np.ndarray]] = {}
 
-    def update(self, table: TuningTable) -> bool:
+    def update(self, table: ParquetFolder) -> bool:
         """Read the files that have come since the last call; returns whether there were any."""
         new = [path for path in table.files() if path not in self._files]
         for path, rows in zip(new, table.read(new), strict=True):

@@ -1,28 +1,18 @@
-"""The table of tuned prompts: a folder of Parquet files, each written whole or not at all.
-
-A row is kept as soon as its file is there, so the folder is the result and the checkpoint in one: what is in it
-is done, and nothing else is. It may lie on any filesystem that pyarrow knows.
-"""
+"""The table of tuned prompts: a row each, with its embedding, what was measured, and what went wrong."""
 
 import json
-import math
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.fs
-import pyarrow.parquet as pq
-from torch import Tensor
 
 from renege_ray.models.layout import EmbeddingLayout
+from renege_ray.parquet_folder import ParquetFolder
 from renege_ray.prompt_scores import score_columns
 from renege_ray.prompts import prompt_id
 from renege_ray.tune_prompts import TunedPrompt
 
 OK, TRUNCATED, FAILED = "ok", "truncated", "failed"
-SUFFIX = ".parquet"
 LAYOUT = "embedding_layout"  # the key of the layout among the metadata of a file
 
 
@@ -85,86 +75,9 @@ def make_row(
     }
 
 
-class TuningTable:
-    """The files of a table.
-
-    Attributes:
-        root: folder or URI.
-    """
-
-    def __init__(self, root: str) -> None:
-        self.root = root
-        self.filesystem, self.path = pyarrow.fs.FileSystem.from_uri(root)
-
-    def create(self) -> None:
-        """Make the folder."""
-        self.filesystem.create_dir(self.path, recursive=True)
-
-    def files(self) -> list[str]:
-        """The paths of the files that are whole, in the table's filesystem."""
-        selector = pyarrow.fs.FileSelector(self.path, allow_not_found=True)
-        infos = self.filesystem.get_file_info(selector)
-        return sorted(info.path for info in infos if info.base_name.endswith(SUFFIX) and info.base_name[0] != ".")
-
-    def write(self, rows: Sequence[Mapping[str, object]], schema: pa.Schema) -> str:
-        """Add rows as a new file, whole or not at all. Returns its path.
-
-        Raises:
-            OSError: it cannot be written (the disk is full, say); nothing of it is left then.
-        """
-        name = f"part-{uuid.uuid4().hex}{SUFFIX}"
-        temporary, final = f"{self.path}/.{name}.part", f"{self.path}/{name}"
-        self.create()
-        try:
-            # Embeddings do not get smaller by compression, and plain pages can be read from the mapped file.
-            pq.write_table(
-                _table(rows, schema),
-                temporary,
-                filesystem=self.filesystem,
-                compression={field.name: "none" if field.name == "embedding" else "zstd" for field in schema},
-                use_dictionary=False,
-            )
-            self.filesystem.move(temporary, final)
-        except BaseException:
-            self._remove(temporary)
-            raise
-        return final
-
-    def remove_leftovers(self) -> None:
-        """Delete what killed writers have left: everything that is hidden."""
-        selector = pyarrow.fs.FileSelector(self.path, allow_not_found=True)
-        for info in self.filesystem.get_file_info(selector):
-            if info.base_name.startswith("."):
-                self.filesystem.delete_file(info.path)
-
-    def _remove(self, path: str) -> None:
-        if self.filesystem.get_file_info(path).type != pyarrow.fs.FileType.NotFound:
-            self.filesystem.delete_file(path)
-
-    def read(self, files: Sequence[str], columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """The content of files, one after the other; all but the embeddings where no columns are named."""
-        for path in files:
-            with pq.ParquetFile(path, filesystem=self.filesystem) as file:
-                wanted = columns or [name for name in file.schema_arrow.names if name != "embedding"]
-                yield file.read(columns=list(wanted))
+class TuningTable(ParquetFolder):
+    """The files of a table of tuned prompts, a row each."""
 
     def ids(self) -> set[str]:
         """The ids of all rows."""
         return {id for table in self.read(self.files(), ["prompt_id"]) for id in table["prompt_id"].to_pylist()}
-
-
-def _table(rows: Sequence[Mapping[str, object]], schema: pa.Schema) -> pa.Table:
-    arrays = []
-    for field in schema:
-        values = [row.get(field.name, math.nan) for row in rows]
-        if isinstance(field.type, pa.FixedShapeTensorType):
-            stacked = np.stack([_half(value).reshape(field.type.shape) for value in values])
-            arrays.append(pa.FixedShapeTensorArray.from_numpy_ndarray(stacked).cast(field.type))
-        else:
-            arrays.append(pa.array(values, field.type))
-    return pa.Table.from_arrays(arrays, schema=schema)
-
-
-def _half(embedding: object) -> np.ndarray:
-    assert isinstance(embedding, Tensor)
-    return np.asarray(embedding.half().cpu().numpy())

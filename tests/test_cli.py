@@ -313,3 +313,25 @@ def test_a_bug_keeps_its_traceback() -> None:
 
     with pytest.raises(ZeroDivisionError):
         run_job(main, [])
+
+
+# Evaluation
+
+
+def test_methods_are_given_one_by_one_and_switches_bare() -> None:
+    invocation = from_args(
+        ["--method", "text=a, b", "--allow-missing", "--method=null", "--keep-images", "none"], "evaluate"
+    )
+    assert invocation.config.evaluation.methods == ("text=a, b", "null")
+    assert invocation.config.evaluation.allow_missing and invocation.config.evaluation.keep_images == "none"
+
+
+def test_an_evaluation_has_a_folder_of_its_own_that_methods_can_join() -> None:
+    """Another selection gets another folder; named, the folder takes further methods, but no other settings."""
+    one, other, again = (from_args(["--method", m], "evaluate").config.output_dir for m in ("null", "text=x", "null"))
+    assert one == again != other
+    write_config(from_args(["--output-dir", "here"], "evaluate").config, make_output_dir(Path("here")))
+    assert from_args(["--output-dir", "here", "--method", "null", "--num-prompts", "3"], "evaluate").resume
+    with pytest.raises(UserError, match=r"here holds a run whose sampling.guidance_scale is 2.5, not 3"):
+        from_args(["--output-dir", "here", "--sampling.guidance-scale", "3"], "evaluate")
+    from_args(["--sampling.num-inference-steps", "1"], "evaluate")  # no gradients: any number of steps will do

@@ -129,6 +129,51 @@ def test_bad_flags_of_tuning(case: str, nothing_starts: None, tmp_path: Path, mo
     assert not any(tmp_path.iterdir()), "bad input leaves nothing behind"
 
 
+BAD_EVALUATION: dict[str, tuple[list[str], str]] = {
+    "no method": (["--evaluation.methods", "[]"], "evaluation.methods: [] compares nothing"),
+    "unknown method": (["--method", "nul"], "did you mean null?"),
+    "no embedding": (["--method", "global=none.safetensors"], "--method global=none.safetensors: negative embedding"),
+    "no table": (["--method", "prompt=nowhere"], "--method prompt=nowhere: nowhere: there is no such folder"),
+    "no other model": (["--method", "model=./nowhere:null"], "--method model=./nowhere:null: model './nowhere'"),
+    "no prompts file": (["--prompts", "none.txt"], "evaluation.prompts: there is no file none.txt"),
+    "no seeds": (["--seeds-per-prompt", "0"], "evaluation.seeds_per_prompt: 0"),
+    "unknown reward": (["--rewards", "toy,hpsv"], "evaluation.rewards: 'hpsv' is not known: did you mean 'hpsv2'"),
+    "reward twice": (["--rewards", "toy,toy"], "evaluation.rewards: 'toy' is named twice"),
+    "unknown judge": (["--rewards.judges", "jugde"], "did you mean 'judge'"),
+    "unknown form": (["--keep-images", "jpeg"], "evaluation.keep_images: 'jpeg' is not one of webp, png, none"),
+    "no refiner": (["--method", "null,refine=gpt"], "there is no refiner 'gpt'"),
+    "no refiner's folder": (
+        ["--method", "null,refine=promptist", "--refiners", "{promptist: nowhere}"],
+        "config.json is missing",
+    ),
+    "another job's setting": (["--optim.lr", "1"], "is a setting of another job"),
+    "misspelt flag": (["--metod", "null"], "did you mean --method?"),
+    "no such analysis": (["eficiency"], "eficiency"),
+    "too many workers for the machine": (["--num-workers", "4", "--cluster.cpus-per-worker", "4096"], "room for 0"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_EVALUATION)
+def test_bad_flags_of_evaluation(
+    case: str, nothing_starts: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags, expected = BAD_EVALUATION[case]
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        job("evaluate").main(flags)
+    assert expected in str(caught.value) and "\n" not in str(caught.value)
+    assert not any(tmp_path.iterdir()), "bad input leaves nothing behind"
+
+
+def test_the_plan_of_an_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--method", "null", "--method", "text=dark, dim,as=mine", "--num-prompts", "1", "--seeds-per-prompt", "3"]
+    assert job("evaluate").main([*flags, "--output-dir", str(tmp_path / "o"), "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "2 methods on 1 prompts from toy with 3 seed(s) each: 6 images" in printed
+    assert "mine: 'dark, dim'" in printed and "one prompt: what is found holds for it alone" in printed
+    assert "240 denoiser forward" in printed and "dry run" in printed and not (tmp_path / "o").exists()
+
+
 def test_the_folder_of_another_job_is_refused(nothing_starts: None, tmp_path: Path) -> None:
     write_config(load_preset("toy").model_copy(update={"output_dir": tmp_path}), tmp_path)
     (tmp_path / "tracking.json").write_text('{"job": "train_global"}')

@@ -2,7 +2,6 @@
 
 import sys
 from dataclasses import asdict, fields
-from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
@@ -18,7 +17,7 @@ from renege_ray.errors import UserError
 from renege_ray.evaluate import Evaluation, make_pairs
 from renege_ray.inputs import Inputs, check_inputs, find_problems, read_inputs, record_inputs
 from renege_ray.models.layout import EmbeddingLayout
-from renege_ray.output import check_output_dir, make_output_dir
+from renege_ray.output import check_output_dir, make_output_dir, shown_path
 from renege_ray.plan import describe_plan
 from renege_ray.results import Artifacts, ModelFacts, metadata_of, write_results
 from renege_ray.training_state import TrainingState
@@ -207,11 +206,7 @@ def _performance(state: TrainingState, outcome: dict[str, Any]) -> dict[str, flo
 
 def _print_results(artifacts: Artifacts, log: RunLog) -> None:
     print(artifacts.table.read_text(encoding="utf-8"))
-    print(f"embedding: {_shown(artifacts.embedding)}")
+    print(f"embedding: {shown_path(artifacts.embedding)}")
     if artifacts.picture:
-        print(f"before and after: {_shown(artifacts.picture)}")
+        print(f"before and after: {shown_path(artifacts.picture)}")
     print(log.review(), flush=True)
-
-
-def _shown(path: Path) -> Path:
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

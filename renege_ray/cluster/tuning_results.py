@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from renege_ray.cluster.prompt_worker import TuningJob, initial_embedding, worker_device
+from renege_ray.cluster.chunk_worker import worker_device
+from renege_ray.cluster.prompt_worker import TuningJob, initial_embedding
 from renege_ray.cluster.resources import WorkerShape
 from renege_ray.cluster.run_log import RunLog
 from renege_ray.config import RunConfig
@@ -17,6 +18,7 @@ from renege_ray.encoded_prompts import EncodedPrompts
 from renege_ray.evaluate import Pair, generate
 from renege_ray.method.embedding import as_stored
 from renege_ray.models import load_model
+from renege_ray.output import shown_path
 from renege_ray.pictures import image_grid
 from renege_ray.prompt_embeddings import PromptEmbeddings
 from renege_ray.prompt_scores import METHODS
@@ -75,8 +77,8 @@ def keep_results(
     if missing > 0:
         print(f"{missing} prompts have no row; the same command goes on with them", file=sys.stderr)
     if "gallery" in artifacts:
-        print(f"best, median and worst: {_shown(artifacts['gallery'])}")
-    print(f"embeddings: {_shown(Path(table.path)) if folder in Path(table.path).parents else table.root}")
+        print(f"best, median and worst: {shown_path(artifacts['gallery'])}")
+    print(f"embeddings: {shown_path(Path(table.path)) if folder in Path(table.path).parents else table.root}")
     print(log.review(), flush=True)
     return int(too_many or missing > 0)
 
@@ -136,7 +138,3 @@ def _gallery_images(job: TuningJob, prompts: Sequence[str]) -> dict[str, Tensor]
         method: middle_frame(generate(model, negatives[method], pairs, job.config.sampling, encoded)).float().cpu()
         for method in METHODS
     }
-
-
-def _shown(path: Path) -> Path:
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -3,11 +3,8 @@
 import json
 import os
 import signal
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -20,43 +17,16 @@ from renege_ray.cluster.prompt_worker import PromptWorker
 from renege_ray.embedding.check import check_rows
 from renege_ray.prompts import prompt_id
 from renege_ray.tune_prompts import Slot
+from tests.cluster.killing import below, job, wait_for, with_signal
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
-ROOT = Path(__file__).resolve().parents[2]
 PROMPTS = 36
 FLAGS = [
     "--tuning.lr", "2e-2", "--tuning.steps", "2", "--tuning.slots", "4", "--tuning.eval-seeds", "1",
     "--sampling.num-inference-steps", "4", "--sampling.gradient-steps", "0,3", "--rewards.judges", "[]",
     "--cluster.cpus-per-worker", "1",
 ]  # fmt: skip
-Processes = dict[int, tuple[int, str]]
-
-
-def processes() -> Processes:
-    """{process: (its parent, its command)} of this machine."""
-    found = {}
-    for entry in Path("/proc").iterdir():
-        try:
-            if entry.name.isdigit():
-                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                stat = (entry / "stat").read_text()
-                found[int(entry.name)] = int(stat.rpartition(")")[2].split()[1]), command
-        except (OSError, ValueError):
-            continue
-    return found
-
-
-def below(ancestor: int, named: Sequence[str]) -> list[int]:
-    """The descendants of a process whose command holds one of the names."""
-    found = processes()
-
-    def descends(pid: int) -> bool:
-        while pid in found and pid != ancestor:
-            pid = found[pid][0]
-        return pid == ancestor
-
-    return [pid for pid, (_, command) in found.items() if descends(pid) and any(name in command for name in named)]
 
 
 def files(folder: Path) -> int:
@@ -72,40 +42,6 @@ def flags(folder: Path) -> list[str]:
     return [*FLAGS, "--num-workers", "2", "--tuning.num-prompts", str(PROMPTS), "--output-dir", str(folder)]
 
 
-@contextmanager
-def job(folder: Path, address: str = "") -> Iterator[subprocess.Popen[str]]:
-    """The job in its own process, on a cluster or with one of its own; neither process nor own cluster outlives it."""
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    if address:
-        environment["RAY_ADDRESS"] = address
-    environment["RAY_gcs_rpc_server_reconnect_timeout_s"] = "3"  # how long a driver waits for a cluster that is gone
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
-    command = [sys.executable, str(ROOT / "jobs" / "tune_prompts.py"), *flags(folder)]
-    output = folder.with_suffix(".log").open("a")
-    process = subprocess.Popen(command, env=environment, cwd=folder.parent, stdout=output, stderr=output, text=True)
-    try:
-        yield process
-    finally:
-        leftovers = below(process.pid, [""])
-        process.kill()
-        process.wait()
-        for pid in leftovers:
-            with_signal(pid, signal.SIGKILL)
-
-
-def with_signal(pid: int, number: int) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(pid, number)
-
-
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str] | None = None, seconds: float = 300) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process is None or process.poll() is None, "the job ended before it was killed"
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
-
-
 def test_kills_lose_nothing_and_double_nothing(ray_cluster: str, tmp_path: Path) -> None:
     """SIGKILL of a worker, of the driver, of all of Ray; each time the same command again.
 
@@ -118,7 +54,7 @@ def test_kills_lose_nothing_and_double_nothing(ray_cluster: str, tmp_path: Path)
     def workers() -> list[int]:
         return below(os.getpid(), ["MapWorker"])
 
-    with job(folder, ray_cluster) as process:
+    with job("tune_prompts", flags(folder), folder, ray_cluster) as process:
         wait_for(lambda: files(folder) >= 1, process)
         victims = workers()
         assert victims
@@ -132,7 +68,7 @@ def test_kills_lose_nothing_and_double_nothing(ray_cluster: str, tmp_path: Path)
     assert before["prompt_id"].is_unique
 
     written = files(folder)
-    with job(folder) as process:
+    with job("tune_prompts", flags(folder), folder) as process:
         wait_for(lambda: files(folder) > written and bool(below(process.pid, ["raylet"])), process)
         for pid in below(process.pid, ["raylet", "gcs_server", "MapWorker", "ray::"]):
             with_signal(pid, signal.SIGKILL)

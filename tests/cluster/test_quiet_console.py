@@ -4,7 +4,7 @@ import logging
 
 import ray.data  # noqa: F401 (puts its handlers on its logger)
 
-from renege_ray.cluster.prompts import _quiet_console
+from renege_ray.cluster.pipeline import quiet_console
 
 
 def test_only_rays_own_console_is_silenced() -> None:
@@ -14,7 +14,7 @@ def test_only_rays_own_console_is_silenced() -> None:
     before = {handler: handler.level for handler in logger.handlers}
     logger.addHandler(foreign)
     try:
-        _quiet_console()
+        quiet_console()
         silenced = {type(handler).__name__ for handler in logger.handlers if handler.level == logging.CRITICAL}
     finally:
         logger.removeHandler(foreign)
