@@ -166,7 +166,7 @@ class NegativeEmbedding:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read a safetensors file, or another program's `.bin` / `.pt` / `.pth` of one tensor.
+        """Read a safetensors file, or another program's `.bin` / `.pt` / `.pth` of tensors.
 
         A file's only tensor is n, whatever its name. One of shape (L, D) is taken as (1, L, D). The tensors stay
         on the CPU, in the types that they are stored in.
@@ -181,7 +181,7 @@ class NegativeEmbedding:
             if source.suffix == ".safetensors":
                 tensors, metadata = _read_safetensors(source)
             elif source.suffix in PICKLE_SUFFIXES:
-                tensors = {PROMPT_EMBEDS: _read_pickled_tensor(source)}
+                tensors = _read_pickle(source)
                 metadata = EmbeddingMetadata(text_encoder_hash="")
             else:
                 raise UserError(f"unknown kind {source.suffix!r}: use .safetensors, .bin, .pt or .pth")
@@ -231,8 +231,8 @@ def _read_safetensors(source: Path) -> tuple[dict[str, Tensor], EmbeddingMetadat
         raise UserError(f"damaged safetensors file ({error}): copy it again or learn it again") from error
 
 
-def _read_pickled_tensor(source: Path) -> Tensor:
-    """The tensor of a `torch.save`d file: alone, or as the only entry of a dict."""
+def _read_pickle(source: Path) -> dict[str, Tensor]:
+    """The tensors of a `torch.save`d file: n alone, or as the only entry of a dict; or several by diffusers' names."""
     try:
         with warnings.catch_warnings(action="ignore"):  # torch's own, of how a file that it refuses was written
             content = torch.load(source, map_location="cpu", weights_only=True)
@@ -242,8 +242,14 @@ def _read_pickled_tensor(source: Path) -> Tensor:
         ) from error
     except Exception as error:  # whatever a damaged file makes the restricted unpickler stumble over
         raise UserError("is damaged, or not a file that torch.save wrote: copy it again") from error
-    if isinstance(content, dict) and len(content) == 1:
-        content = next(iter(content.values()))
-    if not isinstance(content, Tensor):
-        raise UserError("is a pickle that is more than a tensor: want a tensor, or a dict with exactly one")
-    return content.detach()
+    if not isinstance(content, dict):
+        content = {PROMPT_EMBEDS: content}
+    elif len(content) == 1 and not content.keys() <= SHAPES.keys():
+        content = {PROMPT_EMBEDS: next(iter(content.values()))}
+    known = PROMPT_EMBEDS in content and content.keys() <= SHAPES.keys()
+    if not known or not all(isinstance(tensor, Tensor) for tensor in content.values()):
+        raise UserError(
+            "is a pickle that is more than a tensor: want a tensor, a dict with exactly one, or one with diffusers' "
+            f"names {', '.join(SHAPES)}"
+        )
+    return {name: tensor.detach() for name, tensor in content.items()}

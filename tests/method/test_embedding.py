@@ -100,6 +100,16 @@ def test_files_of_other_programs(tmp_path: Path, content: str, suffix: str) -> N
     assert loaded.metadata == EmbeddingMetadata(text_encoder_hash="")
 
 
+def test_a_file_of_several_tensors_by_diffusers_names(tmp_path: Path) -> None:
+    tensors = {"negative_prompt_embeds": tensor(1, 4, 6), "negative_prompt_attention_mask": torch.ones(1, 4).long()}
+    torch.save(tensors, tmp_path / "n.bin")
+    loaded = NegativeEmbedding.load(tmp_path / "n.bin").tensors
+    assert loaded.keys() == tensors.keys() and all(torch.equal(loaded[name], tensors[name]) for name in tensors)
+    torch.save(tensors | {"step": torch.ones(1)}, tmp_path / "n.bin")
+    with pytest.raises(UserError, match="more than a tensor"):
+        NegativeEmbedding.load(tmp_path / "n.bin")
+
+
 def test_a_foreign_safetensors_file(tmp_path: Path) -> None:
     save_file({"anything": tensor(4, 6)}, tmp_path / "n.safetensors", {"format": "pt"})
     loaded = NegativeEmbedding.load(tmp_path / "n.safetensors")
