@@ -21,6 +21,7 @@ from renege_ray.cluster.uris import masked
 
 METRICS_PER_CALL = 1000  # MLflow's limits
 PARAMS_PER_CALL = 100
+LONGEST_TAG = 5000
 
 SECONDS_BETWEEN_CALLS = 3.0
 FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 5.0, 120.0
@@ -161,6 +162,9 @@ class Delivery:
             arguments = (record["base_model"], record["metadata"], record["step"])
             uri = registry.log_and_register(client, run_id, path, *arguments)
             self._save(self._state() | {"model": uri})
+        elif record["kind"] == "description":
+            text = path.read_text(encoding="utf-8")[: LONGEST_TAG - 20]
+            client.set_tag(run_id, "mlflow.note.content", f"```text\n{text}\n```")  # Markdown would reflow a table
         elif path.is_dir():
             client.log_artifacts(run_id, str(path), record["folder"] or path.name)
         else:

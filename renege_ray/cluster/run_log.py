@@ -95,6 +95,10 @@ class RunLog:
         """
         self._upload("artifact", path, folder=folder)
 
+    def describe(self, path: Path) -> None:
+        """Show a text file, such as the table of results, as the run's description in MLflow, letter by letter."""
+        self._upload("description", path)
+
     def register_embedding(self, path: Path, base_model: str, metadata: Mapping[str, object], step: int) -> None:
         """Register a safetensors file of one tensor (1, L, D) as a new version of `renege_ray-<base_model>`.
 

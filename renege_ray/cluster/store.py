@@ -25,6 +25,8 @@ from mlflow import MlflowClient  # noqa: E402 (reads the environment above)
 from mlflow.exceptions import MlflowException  # noqa: E402
 
 PROBE_SECONDS = 3.0
+# Without it the UI takes an experiment for one of language models, and shows traces and prompts instead of charts.
+_KIND_OF_EXPERIMENT = {"mlflow.experimentKind": "custom_model_development"}
 
 # MLflow tells its progress at INFO, urllib3 every retry at WARNING. Errors come as exceptions, or above this.
 for _logger_name, _level in {
@@ -66,7 +68,7 @@ def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
         if uri.startswith(SQLITE):
             location = (Path(uri.removeprefix(SQLITE)).parent / "mlartifacts").as_uri()
         try:
-            return str(client.create_experiment(name, artifact_location=location))
+            return str(client.create_experiment(name, location, _KIND_OF_EXPERIMENT))
         except MlflowException:
             found = client.get_experiment_by_name(name)  # another job was faster
             if found is None:

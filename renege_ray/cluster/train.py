@@ -184,6 +184,7 @@ def _keep_results(
     if artifacts.picture:
         log.image("before_after", artifacts.picture, state.step)
     metadata = asdict(metadata_of(config, facts, state.best.step))
+    log.describe(artifacts.table)
     log.register_embedding(artifacts.embedding, facts.base_model, metadata, state.best.step)
     log.finish(
         "finished",

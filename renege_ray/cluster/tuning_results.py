@@ -64,6 +64,7 @@ def keep_results(
     metrics = report.metrics() | _performance(report, figures)
     log.metrics(report.rows, metrics | report.live_metrics())
     artifacts |= _send_table(table, folder, log)
+    log.describe(results)
     too_many = report.failed > config.tuning.max_failed
     log.finish("failed" if too_many or missing > 0 else "finished", artifacts=artifacts, metrics=metrics)
     print(results.read_text(encoding="utf-8"))

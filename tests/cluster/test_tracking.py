@@ -90,6 +90,8 @@ def run_everything(output_dir: Path, uri: str) -> tuple[RunLog, NegativeEmbeddin
             log.image("validation", Image.new("RGB", (64, 48), (40 * step, 0, 0)), step)
         (output_dir / "config.yaml").write_text("seed: 0\n")
         log.artifact(output_dir / "config.yaml")
+        (output_dir / "results.txt").write_text("null  1.0\n")
+        log.describe(output_dir / "results.txt")
         embedding = write_embedding(output_dir / "embedding.safetensors")
         metadata = {"reward": "toy", "text_encoder_hash": "abc", "guidance_scale": None}
         log.register_embedding(output_dir / "embedding.safetensors", "toy", metadata, step=5)
@@ -106,6 +108,8 @@ def check_everything(log: RunLog, uri: str, embedding: NegativeEmbedding) -> Run
     run = client.get_run(str(log.run_id))
     assert run.info.status == "FINISHED"
     assert run.info.run_name == log.output_dir.name
+    assert client.get_experiment(run.info.experiment_id).tags["mlflow.experimentKind"] == "custom_model_development"
+    assert run.data.tags["mlflow.note.content"] == "```text\nnull  1.0\n\n```"
     assert run.data.params["optim.lr"] == "0.005"
     assert len(run.data.params["note"]) == 6000
     assert history(client, log.run_id, "train/toy/mean") == {step: step / 10 for step in range(1, 6)}
