@@ -319,13 +319,13 @@ def _flag(name: str) -> str:
 def _metavar(info: FieldInfo) -> str:
     words = {
         "a whole number": "N", "a number": "X", "true or false": "true|false", "a path": "DIR",
-        "a text": "TEXT", "a text or null": "TEXT", "a list of texts": "LIST",
-        "a pair of whole numbers": "A,B", "a pair of numbers": "A,B",
+        "a text": "TEXT", "a list of texts": "LIST",
+        "a pair of whole numbers": "A,B", "a pair of positive whole numbers": "A,B", "a pair of numbers": "A,B",
         "a map of names to numbers": "MAP", "a map of names to texts": "MAP",
         "auto or a positive whole number": "auto|N",
         "auto or a positive number": "auto|X", "auto or true or false": "auto|true|false",
     }  # fmt: skip
-    kind = expected(info)
+    kind = expected(info).removesuffix(" or null")
     return words.get(kind, kind.removeprefix("one of ").replace(", ", "|"))
 
 

@@ -169,6 +169,7 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     for name in fields(RunConfig):
         assert (f"--{name.replace('_', '-')} " in text) != is_foreign(name, "train_global")
     assert "python jobs/train_global.py --resume" in text
+    assert "--model.size A,B " in text and "--model.lora TEXT " in text
     assert f"(default: {list(load_preset('toy').sampling.gradient_steps)})" in " ".join(text.split())
 
 
