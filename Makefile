@@ -31,7 +31,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest
 
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest -m 'not ray and not server and not model'
+	$(BIN)/python -m pytest -m 'not ray and not server and not model and not browser'
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

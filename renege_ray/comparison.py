@@ -7,7 +7,7 @@ missing, or whose image is black, NaN or failed, is left out of every figure tha
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import permutations
+from itertools import pairwise, permutations
 
 import numpy as np
 import pandas as pd
@@ -16,9 +16,8 @@ from renege_ray.image_statistics import ImageStatistics
 from renege_ray.statistics import (
     RESAMPLES,
     Array,
-    Intervals,
+    as_rates,
     bootstrap_means,
-    bootstrap_rates,
     wins,
     without_pair_effects,
 )
@@ -116,11 +115,10 @@ class Comparison:
         subsets = {ALL: np.ones(len(pairs), dtype=bool)}
         if len(styles) > 1:
             subsets |= {style: (pairs["style"] == style).to_numpy() for style in styles}
-        means, comparisons = [], []
-        for style, subset in subsets.items():
-            estimate = _Estimates(pairs[subset], seed, resamples)
-            means.append(_means({s: v[subset] for s, v in values.items()}, methods, style, estimate))
-            comparisons.append(_comparisons({s: v[subset] for s, v in values.items()}, methods, style, estimate))
+        estimated = [
+            _estimate(pairs[subset], {s: v[subset] for s, v in values.items()}, methods, style, seed, resamples)
+            for style, subset in subsets.items()
+        ]
         return cls(
             tuple(methods),
             tuple(scores),
@@ -128,8 +126,8 @@ class Comparison:
             pairs,
             values,
             _counts(rows, methods),
-            pd.concat(means, ignore_index=True),
-            pd.concat(comparisons, ignore_index=True),
+            pd.concat([means for means, _ in estimated], ignore_index=True),
+            pd.concat([comparisons for _, comparisons in estimated], ignore_index=True),
         )
 
     def mean(self, score: str, method: str, style: str = ALL) -> pd.Series:
@@ -151,7 +149,7 @@ class Comparison:
     def steps(self, score: str, style: str = ALL) -> list[Step]:
         """Each method against the one before it: null < handwritten < global < prompt, where they are named so."""
         found = []
-        for lower, higher in zip(self.methods, self.methods[1:], strict=False):
+        for lower, higher in pairwise(self.methods):
             row = self.between(score, higher, lower, style)
             apart = self.mean(score, higher, style)["paired_low"] > self.mean(score, lower, style)["paired_high"]
             bounds = float(row["difference_low"]), float(row["difference_high"])
@@ -196,58 +194,36 @@ class Comparison:
         return figures
 
 
-@dataclass(frozen=True)
-class _Estimates:
-    """Intervals over the prompts of some pairs."""
-
-    pairs: pd.DataFrame
-    seed: int
-    resamples: int
-
-    def means(self, columns: Array) -> Intervals:
-        return self._claimed(bootstrap_means(columns, self._prompts, seed=self.seed, resamples=self.resamples))
-
-    def rates(self, columns: Array) -> Intervals:
-        return self._claimed(bootstrap_rates(columns, self._prompts, seed=self.seed, resamples=self.resamples))
-
-    @property
-    def _prompts(self) -> list[str]:
-        return list(self.pairs["prompt_id"])
-
-    def _claimed(self, found: Intervals) -> Intervals:
-        """What holds for one noise says nothing of another."""
-        return found if self.pairs["seed"].nunique() > 1 else found.without_claim()
-
-
-def _means(values: dict[str, Array], methods: Sequence[str], style: str, estimate: _Estimates) -> pd.DataFrame:
-    plain = estimate.means(np.concatenate(list(values.values()), axis=1))
-    paired = estimate.means(np.concatenate([without_pair_effects(found) for found in values.values()], axis=1))
-    frame = pd.DataFrame(
-        [(score, style, method) for score in values for method in methods], columns=["score", "style", "method"]
-    )
-    frame["mean"], frame["low"], frame["high"] = plain.mean, plain.low, plain.high
-    frame["paired_low"], frame["paired_high"] = paired.low, paired.high
-    frame["pairs"], frame["prompts"] = plain.pairs, plain.prompts
-    return frame
-
-
-def _comparisons(values: dict[str, Array], methods: Sequence[str], style: str, estimate: _Estimates) -> pd.DataFrame:
+def _estimate(
+    pairs: pd.DataFrame, values: dict[str, Array], methods: Sequence[str], style: str, seed: int, resamples: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows of `means` and of `comparisons` for the pairs of one style. All columns see the same resamples."""
     two = list(permutations(range(len(methods)), 2))
-    columns = ["score", "style", "method", "other"]
-    frame = pd.DataFrame([(s, style, methods[i], methods[j]) for s in values for i, j in two], columns=columns)
-    if not two:
-        empty = ["difference", "win_rate"]
-        names = [f"{name}{end}" for name in empty for end in ("", "_low", "_high")] + ["pairs", "prompts"]
-        return frame.reindex(columns=[*columns, *names])
-    first = np.stack([found[:, i] for found in values.values() for i, _ in two], axis=1)
-    second = np.stack([found[:, j] for found in values.values() for _, j in two], axis=1)
-    difference, rate = estimate.means(first - second), estimate.rates(wins(first, second))
-    ranked = ~frame["score"].isin(ImageStatistics.names)
-    for name, found in (("difference", difference), ("win_rate", rate)):
-        for end, numbers in (("", found.mean), ("_low", found.low), ("_high", found.high)):
-            frame[f"{name}{end}"] = numbers if name == "difference" else pd.Series(numbers).where(ranked)
-    frame["pairs"], frame["prompts"] = difference.pairs, difference.prompts
-    return frame
+    first = [found[:, i] for found in values.values() for i, _ in two]
+    second = [found[:, j] for found in values.values() for _, j in two]
+    parts = [
+        np.concatenate(list(values.values()), axis=1),
+        np.concatenate([without_pair_effects(found) for found in values.values()], axis=1),
+        *([np.stack(first, axis=1) - np.stack(second, axis=1), wins(first, second).T] if two else []),
+    ]
+    found = bootstrap_means(np.concatenate(parts, axis=1), list(pairs["prompt_id"]), seed=seed, resamples=resamples)
+    if pairs["seed"].nunique() < 2:  # what holds for one noise says nothing of another
+        found = found.without_claim()
+    ends = np.cumsum([0, *(part.shape[1] for part in parts)])
+    plain, paired, *compared = (found[start:end] for start, end in pairwise(ends))
+    difference, rate = compared or (found[:0], found[:0])
+    means = pd.DataFrame([(s, style, m) for s in values for m in methods], columns=["score", "style", "method"])
+    means["mean"], means["low"], means["high"] = plain.mean, plain.low, plain.high
+    means["paired_low"], means["paired_high"] = paired.low, paired.high
+    means["pairs"], means["prompts"] = plain.pairs, plain.prompts
+    names = [(s, style, methods[i], methods[j]) for s in values for i, j in two]
+    comparisons = pd.DataFrame(names, columns=["score", "style", "method", "other"])
+    ranked = ~comparisons["score"].isin(ImageStatistics.names)
+    for name, interval in (("difference", difference), ("win_rate", as_rates(rate))):
+        for end, numbers in (("", interval.mean), ("_low", interval.low), ("_high", interval.high)):
+            comparisons[f"{name}{end}"] = pd.Series(numbers).where(ranked | (name == "difference"))
+    comparisons["pairs"], comparisons["prompts"] = difference.pairs, difference.prompts
+    return means, comparisons
 
 
 def _counts(rows: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:

@@ -32,6 +32,11 @@ class Intervals:
     pairs: NDArray[np.int64]
     prompts: NDArray[np.int64]
 
+    def __getitem__(self, columns: slice) -> "Intervals":
+        """Those of some columns."""
+        means = self.mean[columns], self.low[columns], self.high[columns]
+        return Intervals(*means, self.pairs[columns], self.prompts[columns])
+
     def without_claim(self) -> "Intervals":
         """The means alone."""
         nothing = np.full_like(self.mean, np.nan)
@@ -57,9 +62,11 @@ def bootstrap_means(
     if values.ndim != 2 or len(values) != len(prompts):
         raise ValueError(f"bootstrap_means: values {values.shape} do not fit {len(prompts)} pairs")
     sums, counts = _by_prompt(values, prompts)
+    different, place = np.unique(counts, axis=1, return_inverse=True)  # most columns lack nothing
     with np.errstate(invalid="ignore"):
         mean = sums.sum(axis=0) / counts.sum(axis=0)
-        drawn = np.concatenate([(w @ sums) / (w @ counts) for w in _resampled(len(sums), resamples, seed)])
+        weights = _resampled(len(sums), resamples, seed)
+        drawn = np.concatenate([(w @ sums) / (w @ different)[:, place] for w in weights])
     used = (counts > 0).sum(axis=0)
     bounds = np.full((2, values.shape[1]), np.nan)
     claimed = used >= FEWEST_PROMPTS
@@ -69,15 +76,12 @@ def bootstrap_means(
     return Intervals(mean, bounds[0], bounds[1], counts.sum(axis=0).astype(np.int64), used.astype(np.int64))
 
 
-def bootstrap_rates(
-    wins: ArrayLike, prompts: Sequence[object], *, seed: int = 0, resamples: int = RESAMPLES
-) -> Intervals:
-    """As `bootstrap_means`, of shares: values in [0, 1].
+def as_rates(found: Intervals) -> Intervals:
+    """The intervals of columns of shares, values in [0, 1].
 
     Where all pairs agree, so does every resample, and a bootstrap would be certain. There the limit is that of Clopper
     and Pearson (1934) for G trials out of G, (alpha / 2)^(1 / G).
     """
-    found = bootstrap_means(wins, prompts, seed=seed, resamples=resamples)
     claimed = ~np.isnan(found.low)
     limit = ((1 - LEVEL) / 2) ** (1 / np.maximum(found.prompts, 1))
     low = np.where(claimed & (found.mean == 1), limit, found.low)

@@ -4,7 +4,6 @@ PyYAML follows YAML 1.1, where ``no`` is a boolean, ``1:30`` a number, ``5e-3`` 
 wins silently. Here scalars follow YAML 1.2's core schema and a repeated key is an error.
 """
 
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import yaml
 
 from renege_ray.errors import UserError
+from renege_ray.whole_files import whole_file
 
 _CORE_SCALARS = {
     "tag:yaml.org,2002:null": (r"~|null|Null|NULL|", "~nN"),
@@ -112,6 +112,5 @@ def write_yaml(path: Path, data: dict[str, Any], comment: str = "") -> None:
     """Write `data` atomically: a reader finds the old file or the whole new one, never a part."""
     text = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
     head = f"# {comment}\n" if comment else ""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(head + text, encoding="utf-8")
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        temporary.write_text(head + text, encoding="utf-8")

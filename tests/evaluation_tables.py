@@ -20,13 +20,15 @@ def evaluation_table(
     prompts: Sequence[str] | None = None,
     images: Path | None = None,
     size: int = 32,
+    noise: bool = False,
 ) -> pd.DataFrame:
     """One row for each method, prompt and seed.
 
     Args:
         scores: method -> score -> (P,), the seeds of a prompt next to each other.
         styles: in turns, prompt by prompt.
-        images: the folder that a random picture of each row is written to.
+        images: the folder that a random picture of each row is written to, of `size` px a side.
+        noise: pictures that cannot be compressed.
     """
     rows = []
     generator = np.random.default_rng(0)
@@ -51,7 +53,8 @@ def evaluation_table(
             if images is not None:
                 row["image"] = f"{method}/{i:05d}.png"
                 (images / method).mkdir(parents=True, exist_ok=True)
-                pixels = generator.integers(0, 256, (size // 4, size // 4, 3), dtype=np.uint8)
+                side = size if noise else size // 4
+                pixels = generator.integers(0, 256, (side, side, 3), dtype=np.uint8)
                 picture = Image.fromarray(pixels).resize((size, size), Image.Resampling.NEAREST)
                 picture.save(images / str(row["image"]))
             rows.append(row)

@@ -8,8 +8,8 @@ import scipy.stats
 
 from renege_ray.statistics import (
     FEWEST_PROMPTS,
+    as_rates,
     bootstrap_means,
-    bootstrap_rates,
     wins,
     without_pair_effects,
 )
@@ -93,12 +93,12 @@ def test_wins_and_their_rates(generator: np.random.Generator) -> None:
 
     share = np.zeros((400, 1))
     share[:240] = 1.0
-    found = bootstrap_rates(share, list(range(400)))
+    found = as_rates(bootstrap_means(share, list(range(400))))
     expected = scipy.stats.binomtest(240, 400).proportion_ci(method="wilson")
     np.testing.assert_allclose([found.low[0], found.high[0]], expected, atol=0.005)
 
     for unanimous in (0.0, 1.0):
-        found = bootstrap_rates(np.full((20, 1), unanimous), list(range(20)))
+        found = as_rates(bootstrap_means(np.full((20, 1), unanimous), list(range(20))))
         expected = scipy.stats.binomtest(int(20 * unanimous), 20).proportion_ci(method="exact")
         np.testing.assert_allclose([found.low[0], found.high[0]], expected, rtol=1e-9, atol=1e-12)
 

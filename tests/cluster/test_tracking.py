@@ -2,22 +2,18 @@
 
 import json
 import math
-import os
 import pickle
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-import requests
 import torch
 from diffusers import StableDiffusionPipeline
 from mlflow import MlflowClient
@@ -30,6 +26,7 @@ from renege_ray.cluster.texts import flatten
 from renege_ray.cluster.tracking import masked, open_run, resolve_uri, ui_command
 from renege_ray.errors import UserError
 from renege_ray.method.embedding import EmbeddingMetadata, NegativeEmbedding
+from tests.mlflow_server import free_port, kill, server
 
 ROOT = Path(tracking.__file__).parents[2]
 PARAMS = {"optim": {"lr": 5e-3, "betas": [0.9, 0.99]}, "prompts": {"train": "toy"}, "note": "x" * 9000}
@@ -401,56 +398,6 @@ def test_send_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "holds no tracking.json" in lines[0]
     assert "without its password" in lines[1]
     assert "nonsense" in lines[2]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@contextmanager
-def server(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """A real tracking server on the loopback address, with its store in `folder`; killed at the end."""
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--workers",
-        "1",
-    ]
-    command += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}"]
-    command += ["--artifacts-destination", str(folder / "artifacts")]
-    environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "OMP_NUM_THREADS": "1"}
-    with (folder / "server.log").open("ab") as output:
-        process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=output, stderr=output, start_new_session=True
-        )
-    try:
-        deadline = time.monotonic() + 90
-        while True:
-            try:
-                if requests.get(f"http://127.0.0.1:{port}/health", timeout=2).ok:
-                    break
-            except requests.exceptions.RequestException:
-                pass
-            text = (folder / "server.log").read_text()
-            assert process.poll() is None and time.monotonic() < deadline, f"the server did not start:\n{text}"
-            time.sleep(0.5)
-        yield process
-    finally:
-        kill(process)
-
-
-def kill(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)  # its own session, so this is the server and its workers
-        process.wait()
 
 
 @pytest.fixture(scope="session")
