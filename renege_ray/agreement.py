@@ -30,14 +30,13 @@ def disagreements(comparison: Comparison, train_score: str, others: Sequence[str
             return ["There are too few prompts or seeds to say whether the scores agree: no interval is claimed."]
         better, worse = (higher, lower) if trained >= 0 else (lower, higher)
         claim = comparison.between(train_score, better, worse)
-        against = [_objection(comparison.between(score, better, worse), score, trained != 0) for score in others]
-        against = [objection for objection in against if objection]
+        against = _objections([comparison.between(score, better, worse) for score in others], trained != 0)
         if not against:
             agreed += 1
         elif trained:
-            found.append(f"{train_score} puts {better} above {worse} ({amount(claim)}), but {_joined(against)}.")
+            found.append(f"{train_score} puts {better} above {worse} ({amount(claim)}), but {against}.")
         else:
-            found.append(f"{train_score} sees no difference of {better} and {worse}, but {_joined(against)}.")
+            found.append(f"{train_score} sees no difference of {better} and {worse}, but {against}.")
     if agreed:
         which = "every two negatives" if not found else f"the other {agreed} of {agreed + len(found)} comparisons"
         confirm = "confirms" if len(others) == 1 else "confirm"
@@ -58,21 +57,27 @@ def amount(row: pd.Series) -> str:
     return f"{number(row['difference'], digits, signed=True)} {bounds}"
 
 
-def _objection(row: pd.Series, score: str, claimed: bool) -> str:
-    """What the score says against the claim that the row's method is better than the other, or, where nothing is
-    claimed, that it is as good; "" where it says the same.
+def _objections(rows: Sequence[pd.Series], claimed: bool) -> str:
+    """What other scores say against the claim that the rows' method is better than the other, or, where nothing is
+    claimed, that it is as good; "" where all say the same.
     """
-    said = verdict(row)
-    _, _, method, other = row.name
-    if said is None:
-        return f"{score} applies to too few pairs to tell" if claimed else ""
-    if said == (1 if claimed else 0):
-        return ""
-    if said == 0:
-        return f"{score} sees no difference ({amount(row)})"
-    if claimed:
-        return f"{score} says the opposite ({amount(row)})"
-    return f"{score} puts {method if said == 1 else other} above ({amount(row)})"
+    firm, undecided, silent = [], [], []
+    for row in rows:
+        score, _, method, other = row.name
+        said = verdict(row)
+        if said is None:
+            silent.append(score)
+        elif said == 0:
+            undecided.append(score)
+        elif not claimed:
+            firm.append(f"{score} puts {method if said == 1 else other} above ({amount(row)})")
+        elif said == -1:
+            firm.append(f"{score} says the opposite ({amount(row)})")
+    if claimed and undecided:
+        firm.append(f"{_joined(undecided)} {'sees' if len(undecided) == 1 else 'see'} no difference")
+    if claimed and silent:
+        firm.append(f"{_joined(silent)} {'applies' if len(silent) == 1 else 'apply'} to too few pairs to tell")
+    return "; ".join(firm)
 
 
 def _joined(parts: Sequence[str]) -> str:

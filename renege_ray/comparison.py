@@ -214,7 +214,8 @@ def _estimate(
     difference, rate = compared or (found[:0], found[:0])
     means = pd.DataFrame([(s, style, m) for s in values for m in methods], columns=["score", "style", "method"])
     means["mean"], means["low"], means["high"] = plain.mean, plain.low, plain.high
-    means["paired_low"], means["paired_high"] = paired.low, paired.high
+    about = plain.mean - paired.mean  # pairs that lack a method have no part in the width, but in the mean
+    means["paired_low"], means["paired_high"] = paired.low + about, paired.high + about
     means["pairs"], means["prompts"] = plain.pairs, plain.prompts
     names = [(s, style, methods[i], methods[j]) for s in values for i, j in two]
     comparisons = pd.DataFrame(names, columns=["score", "style", "method", "other"])

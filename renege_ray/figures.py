@@ -9,7 +9,8 @@ def number(value: float, digits: int, *, signed: bool = False) -> str:
     """A figure with a minus sign that is as wide as a plus; a dash for NaN."""
     if math.isnan(value):
         return NOTHING
-    return f"{value:{'+' if signed else ''}.{digits}f}".replace("-", "\N{MINUS SIGN}")
+    value = round(value, digits) or 0.0  # not -0.0
+    return f"{value:{'+' if signed and value else ''}.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def interval(low: float, high: float, digits: int) -> str:

@@ -86,6 +86,9 @@ def test_what_is_not_ok_is_left_out_and_counted(table: pd.DataFrame) -> None:
     assert found.mean("toy", "global")["mean"] == pytest.approx(good["score/toy"].mean())
     assert found.mean("toy", "global")["pairs"] == 235
     assert found.between("held_out", "global", "null")["pairs"] == 233
+    for method in METHODS:
+        row = found.mean("held_out", method, "photo")
+        assert row["paired_low"] < row["mean"] < row["paired_high"]
     assert found.between("held_out", "prompt", "null")["pairs"] == 240
     assert found.metrics()["eval/global/black"] == 2
 

@@ -28,10 +28,9 @@
     return first === null || second === null ? null : first - second;
   }
 
-  function shown(number, sign) {
+  function shown(number, score, sign) {
     if (number === null) return "–";
-    const digits = Math.abs(number) < 1 ? 3 : 2;
-    return (sign && number > 0 ? "+" : "") + number.toFixed(digits).replace("-", "\u2212");
+    return (sign && number > 0 ? "+" : "") + number.toFixed(facts.digits[score]).replace("-", "\u2212");
   }
 
   const pieces = new Map(); // the pieces that were read last
@@ -114,7 +113,7 @@
     for (const score of shownScores) {
       const found = gain(pair, score);
       const direction = found > 0 ? "up" : found < 0 ? "down" : "";
-      line.append(element("span", { class: `gain ${direction}` }, `${scores[score]} ${shown(found, true)}`));
+      line.append(element("span", { class: `gain ${direction}` }, `${scores[score]} ${shown(found, score, true)}`));
     }
     if (style(pair)) line.append(element("span", {}, style(pair)));
     line.append(element("span", {}, `seed ${pairs[pair][2]}`));
@@ -130,15 +129,16 @@
     return made;
   }
 
-  // A picture with its scores; a button that enlarges the pair where a place in the list is given.
+  // A picture with its scores, as a button that enlarges the pair. Without a place in the list it is that large picture.
   function figure(pair, method, place) {
     const key = `${pair}/${method}`;
     const source = picture(pair, method);
     const said = `${methods[method]}, “${prompt(pair)}”, seed ${pairs[pair][2]}`;
     let view;
     if (source) {
-      view = element("img", { src: source, alt: said, decoding: "async" });
-      view.addEventListener("load", () => view.classList.toggle("pixels", view.naturalWidth <= 128));
+      const image = element("img", { src: source, alt: said, decoding: "async" });
+      image.addEventListener("load", () => image.classList.toggle("pixels", image.naturalWidth <= 128));
+      view = image;
     } else {
       view = element("div", { class: "none" }, facts.status[key] || "no picture");
     }
@@ -148,15 +148,19 @@
       view = button;
     }
     const caption = element("figcaption", { "--colour": facts.colours[method] }, element("b", {}, methods[method]));
-    const chosen = new Set([facts.train, ...facts.others.slice(0, 1), Number(byId("score").value)]);
-    if (state.order === "disagreement") chosen.add(Number(byId("against").value));
-    for (const score of chosen) {
-      caption.append(element("span", {}, element("i", {}, scores[score]), shown(value(pair, method, score))));
+    for (const score of place === undefined ? [] : scoresOfCards()) {
+      caption.append(element("span", {}, element("i", {}, scores[score]), shown(value(pair, method, score), score)));
     }
     if (facts.status[key]) caption.append(element("em", {}, facts.status[key]));
     if (facts.marks[key]) caption.append(element("em", {}, facts.marks[key]));
     if (facts.refined[key]) caption.append(element("q", {}, facts.refined[key]));
     return element("figure", {}, view, caption);
+  }
+
+  function scoresOfCards() {
+    const chosen = new Set([facts.train, ...facts.others.slice(0, 1), Number(byId("score").value)]);
+    if (state.order === "disagreement") chosen.add(Number(byId("against").value));
+    return chosen;
   }
 
   function enlarge(place) {
@@ -184,7 +188,7 @@
       const row = element("tr", {}, element("th", { scope: "row" }, name));
       for (const number of found) {
         const wins = facts.ranked[score] && number === best && found.some((other) => other !== best);
-        row.append(element("td", { class: wins ? "figure best" : "figure" }, shown(number)));
+        row.append(element("td", { class: wins ? "figure best" : "figure" }, shown(number, score)));
       }
       body.append(row);
     });

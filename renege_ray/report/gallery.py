@@ -12,6 +12,7 @@ import pandas as pd
 from renege_ray.comparison import OK, Comparison
 from renege_ray.image_statistics import ImageStatistics
 from renege_ray.report.charts import colour_of
+from renege_ray.report.tables import digits_of
 from renege_ray.report.thumbnails import thumbnails
 
 MOST_PICTURES = 10_000
@@ -91,6 +92,7 @@ def _facts(
         "methods": list(methods),
         "scores": list(comparison.scores),
         "ranked": [score not in ImageStatistics.names for score in comparison.scores],
+        "digits": [digits_of(comparison, score) for score in comparison.scores],
         "prompts": list(prompts),
         "styles": list(styles),
         "pairs": [
