@@ -59,7 +59,7 @@ _EXAMPLES = {
       go on from the last checkpoint of a run""",
     "tune_prompts": """\
   python jobs/{job}.py --init outputs/RUN/negative_embedding.safetensors --num-prompts 100
-      refine a learned embedding for the first hundred prompts of the model in the package
+      refine a learned embedding for a hundred prompts of the model in the package
   python jobs/{job}.py --init FILE --prompts my_prompts.txt --num-workers 1-8 --cluster.gpus-per-worker 0.5
       as many workers as there is room for, two on a GPU
   the same command again

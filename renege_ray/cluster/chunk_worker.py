@@ -17,7 +17,7 @@ import pyarrow as pa
 import ray
 import torch
 
-from renege_ray.cluster.kill_journal import MAX_KILLS, KillJournal, counted_start
+from renege_ray.cluster.kill_journal import MAX_KILLS, KillJournal, counted_start, journal_path
 from renege_ray.cluster.mailbox import Mailbox
 from renege_ray.config import RunConfig
 from renege_ray.errors import describe
@@ -107,10 +107,8 @@ class ChunkWorker(ABC, Generic[Item]):
 
     def _work_on(self, items: Sequence[Item]) -> dict[str, float]:
         started, before = time.monotonic(), self._counters()
-        name = items[0].id.replace("/", "-")
-        self._journal = KillJournal(
-            self._table.filesystem, f"{self._table.path}/.kills-{self._job.session}-{name}.json"
-        )
+        path = journal_path(self._table.path, self._job.session, items[0].id.replace("/", "-"))
+        self._journal = KillJournal(self._table.filesystem, path)
         done = self._done() if self._journal.restarted else set()
         missing = [item for item in items if item.id not in done]
         kills = self._journal.kills

@@ -54,7 +54,7 @@ def _evaluate(config: RunConfig, inputs: EvaluationInputs, shape: WorkerShape, l
         images=f"{shared}/images",
     )
     labels = {negative.key: negative.label for negative in inputs.negatives}
-    watch = Watch(table, EvaluationProgress(labels, wanted), log, len(wanted), "images", _words)
+    watch = Watch(table, job.session, EvaluationProgress(labels, wanted), log, len(wanted), "images", _words)
     outcome = run_chunks(EvaluateWorker, job, _chunks(config, inputs, missing, shape), shape, watch.look)
     table.remove_leftovers()
     present = table.ids() & wanted

@@ -54,6 +54,18 @@ class KillJournal:
         return found if isinstance(found, dict) else {}
 
 
+def journal_path(folder: str, session: str, chunk: str) -> str:
+    """The file of the notes on a chunk, below the table's folder."""
+    return f"{folder}/.kills-{session}-{chunk}.json"
+
+
+def work_has_begun(filesystem: pyarrow.fs.FileSystem, folder: str, session: str) -> bool:
+    """Whether a worker has loaded its models and computes: there are notes on a chunk."""
+    prefix = f".kills-{session}-"
+    infos = filesystem.get_file_info(pyarrow.fs.FileSelector(folder, allow_not_found=True))
+    return any(info.base_name.startswith(prefix) for info in infos)
+
+
 @contextmanager
 def counted_start(filesystem: pyarrow.fs.FileSystem, folder: str, session: str, workers: int) -> Iterator[None]:
     """A worker's start, which leaves a mark for as long as it takes: Ray replaces a worker that dies without end.

@@ -19,6 +19,7 @@ import pyarrow as pa
 from renege_ray.cluster import journal
 from renege_ray.cluster import ray_session as session  # first: it sets up Ray's environment
 from renege_ray.cluster.chunk_worker import ChunkWorker, PipelineJob
+from renege_ray.cluster.kill_journal import work_has_begun
 from renege_ray.cluster.resources import WorkerShape, worker_shape
 from renege_ray.cluster.signals import StopRequest, run_until_stopped
 from renege_ray.cluster.tracking import RunLog, open_run, resolve_uri
@@ -224,13 +225,15 @@ class Watch:
     def __init__(
         self,
         table: ParquetFolder,
+        session: str,
         progress: Progress,
         log: RunLog,
         total: int,
         unit: str,
         words: Callable[[Mapping[str, float]], str],
     ) -> None:
-        """`unit`: what a row is, in the plural. `words`: the aggregates for the line."""
+        """`session`: of the job. `unit`: what a row is, in the plural. `words`: the aggregates for the line."""
+        self._session, self._working = session, False
         self._table, self._log, self._total, self._unit, self._words = table, log, total, unit, words
         self._progress = progress
         self._progress.update(table)
@@ -244,9 +247,15 @@ class Watch:
         if now < self._next_look:
             return
         self._next_look = now + SECONDS_BETWEEN_LOOKS
+        if not self._working:  # the models are being loaded, which says nothing of the rate
+            self._working = work_has_begun(self._table.filesystem, self._table.path, self._session)
+            self._started = now
         if not self._progress.update(self._table):
             return
-        done, rate = self._progress.rows, (self._progress.rows - self._first) / (now - self._started)
+        done, rate = (
+            self._progress.rows,
+            (self._progress.rows - self._first) / max(now - self._started, SECONDS_BETWEEN_LOOKS),
+        )
         left = (self._total - done) / rate if rate else 0.0
         metrics = self._progress.live_metrics()
         self._log.metrics(done, metrics | {f"perf/{self._unit}_per_second": rate, "perf/eta_seconds": left})

@@ -43,7 +43,7 @@ def _tune(config: RunConfig, inputs: TuningInputs, shape: WorkerShape, log: RunL
     job = TuningJob(
         config=config, initial=inputs.initial, root=root, session=uuid.uuid4().hex[:12], threads=shape.threads
     )
-    watch = Watch(table, TuningReport(), log, len(done) + len(missing), "prompts", _words)
+    watch = Watch(table, job.session, TuningReport(), log, len(done) + len(missing), "prompts", _words)
     chunks = [chunk_table(chunk) for chunk in _chunks(config, missing, shape)]
     outcome = run_chunks(PromptWorker, job, chunks, shape, watch.look)
     table.remove_leftovers()

@@ -5,7 +5,13 @@ from pathlib import Path
 import pyarrow.fs
 import pytest
 
-from renege_ray.cluster.kill_journal import MAX_DEATHS_AT_START, KillJournal, counted_start
+from renege_ray.cluster.kill_journal import (
+    MAX_DEATHS_AT_START,
+    KillJournal,
+    counted_start,
+    journal_path,
+    work_has_begun,
+)
 
 FILES = pyarrow.fs.LocalFileSystem()
 
@@ -24,6 +30,15 @@ def test_deaths_count_against_those_that_were_present(tmp_path: Path) -> None:
     third.close()
     third.close()
     assert not any(tmp_path.iterdir())
+
+
+def test_work_has_begun_when_there_are_notes_of_this_session(tmp_path: Path) -> None:
+    folder = str(tmp_path)
+    KillJournal(FILES, journal_path(folder, "another", "chunk")).note(["a"])
+    with counted_start(FILES, folder, "session", workers=1):
+        assert not work_has_begun(FILES, folder, "session")
+    KillJournal(FILES, journal_path(folder, "session", "chunk")).note(["a"])
+    assert work_has_begun(FILES, folder, "session")
 
 
 def test_workers_that_die_while_they_load_are_not_replaced_for_ever(tmp_path: Path) -> None:
