@@ -3,8 +3,9 @@
     pipeline()   a model as a diffusers StableDiffusionPipeline
     export(DIR)  the same as a folder for `StableDiffusionPipeline.from_pretrained(DIR)`
 
-There are two: `toy`, and `toy2`, whose UNet is another one with the same text encoder and autoencoder. What is learned
-with the one can be tried on the other. How they were trained and how good they are: `MODEL_CARD.md` beside this file.
+There are two: `toy`, and `toy2`, whose UNet was trained on from the first one's, with the same text encoder and
+autoencoder. What is learned with the one can be tried on the other. How they were trained and how good they are:
+`MODEL_CARD.md` beside this file.
 """
 
 from __future__ import annotations

@@ -35,17 +35,13 @@ def build_vae() -> AutoencoderKL:
     )
 
 
-UNET_WIDTHS = (64, 128)  # channels of the two levels
-SECOND_UNET_WIDTHS = (48, 96)
-
-
-def build_unet(widths: tuple[int, int] = UNET_WIDTHS) -> UNet2DConditionModel:
-    """4.3 M parameters (2.5 M as the second model has it), cross-attention on both levels."""
+def build_unet() -> UNet2DConditionModel:
+    """4.3 M parameters, cross-attention on both levels."""
     return UNet2DConditionModel(
         sample_size=LATENT_SIZE,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
-        block_out_channels=widths,
+        block_out_channels=(64, 128),
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
         layers_per_block=1,

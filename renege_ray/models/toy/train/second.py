@@ -1,7 +1,9 @@
-"""Trains the second embedded model: another UNet, from other pictures, with the first one's text encoder and VAE.
+"""Trains the second embedded model: the first one's UNet trained on, on other pictures with other captions, beside its
+frozen text encoder and autoencoder.
 
-An embedding that was learned with the first model fits it, as one of SD 1.5 fits SD 1.4: whether it helps there too
-is what transfer means.
+So the two are relatives as SD 1.4 and SD 1.5 are, which go back to one checkpoint: whether an embedding that was
+learned with the one helps with the other is what transfer means. (Between UNets that were trained from different random
+weights there is none: see `benchmarks/RESULTS.md`.)
 """
 
 from __future__ import annotations
@@ -9,43 +11,35 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from diffusers import UNet2DConditionModel
 
 from renege_ray.models.toy import pipeline
-from renege_ray.models.toy.architecture import SECOND_UNET_WIDTHS, build_unet
 from renege_ray.models.toy.train import diffusion
 
-# Shorter than the first model's training: what words mean is known from the beginning.
-STEPS_SHARE = 0.5
+# As hot as the first model's training, so that the weights move far, but shorter.
+CAREFUL_STEPS, WEB_STEPS = 700, 500
 PICTURES = 20_000
 SEED_OFFSET = 1
 
 
 def train_second(seed: int, folder: Path, scale: float = 1.0) -> UNet2DConditionModel:
-    """The second model's UNet, trained beside the package's own frozen text encoder and autoencoder.
+    """The second model's UNet.
 
     `folder` is for checkpoints; `scale` is the part of the steps and pictures that is trained with.
     """
     shared = pipeline()
     shared.text_encoder.requires_grad_(False)
     shared.vae.requires_grad_(False)
-    careful, web = (
-        replace(recipe, steps=max(1, round(recipe.steps * STEPS_SHARE * scale)))
-        for recipe in (diffusion.CAREFUL_RECIPE, diffusion.WEB_RECIPE)
-    )
-    seed += SEED_OFFSET
-    torch.manual_seed(seed)
-    unet = build_unet(SECOND_UNET_WIDTHS)
+    unet: UNet2DConditionModel = shared.unet.train()
     diffusion.train_diffusion(
-        seed,
+        seed + SEED_OFFSET,
         unet,
         shared.text_encoder,
         shared.vae,
         shared.tokenizer,
         folder,
-        careful,
-        web,
+        replace(diffusion.CAREFUL_RECIPE, steps=max(1, round(CAREFUL_STEPS * scale))),
+        replace(diffusion.WEB_RECIPE, steps=max(1, round(WEB_STEPS * scale))),
         max(256, round(PICTURES * scale)),
     )
     return unet
