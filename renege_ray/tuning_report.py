@@ -211,7 +211,7 @@ def _draw_gains(axes: "Axes", report: TuningReport) -> None:
         axes.hist(gains[split], bins=bins, histtype="stepfilled", alpha=alpha, color=colour, label=label)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set(title="gain in the training reward over global", xlabel="gain", ylabel="prompts")
-    axes.legend(loc="upper left")
+    axes.legend(loc="upper right")
 
 
 def _draw_updates(axes: "Axes", report: TuningReport) -> None:
