@@ -83,7 +83,7 @@ def run_pipeline(
     if dry_run:
         print(plan(config, inputs))
         return 0
-    for note in inputs.notes:
+    for note in (*inputs.notes, *session.notes_on(config.output_dir)):
         print(note, flush=True)
     with session.ray_session(config.cluster) as shape:
         make_output_dir(config.output_dir, resume=resume)

@@ -44,6 +44,16 @@ def this_machine() -> Node:
     return Node(float(len(os.sched_getaffinity(0))), float(torch.cuda.device_count()))
 
 
+def notes_on(output_dir: Path) -> tuple[str, ...]:
+    """What there is to say of an output folder in the copy that Ray makes of the folder given by --working-dir."""
+    if "working_dir_files" not in output_dir.absolute().parts:
+        return ()
+    return (
+        f"the results will lie in Ray's copy of the working folder, {output_dir}, which Ray removes when it needs the "
+        "room: give --output-dir an absolute path to keep them",
+    )
+
+
 @contextmanager
 def ray_session(config: ClusterConfig) -> Iterator[WorkerShape]:
     """Connect to the given cluster, or start one here and stop it in the end.

@@ -57,7 +57,7 @@ def run(config: RunConfig, *, resume: bool = False, dry_run: bool = False) -> in
     if dry_run:
         print(describe_plan(config, workers, inputs.notes))
         return 0
-    for note in inputs.notes:
+    for note in (*inputs.notes, *session.notes_on(config.output_dir)):
         print(note, flush=True)
     with session.ray_session(config.cluster) as shape:
         make_output_dir(config.output_dir, resume=resume)
