@@ -100,7 +100,6 @@ analyses, with flags of their own (python jobs/evaluate.py NAME --help):
 _NO_GRADIENTS = {
     "sampling.gradient_steps": [0, 1],
     "optim.gradients_per_rollout": 1,
-    "tuning.gradients_per_rollout": 1,
 }
 _EPILOG = """\
 examples:

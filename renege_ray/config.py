@@ -309,17 +309,18 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _enough_steps_for_gradients(self) -> Self:
-        first, last = self.sampling.gradient_steps
-        for field, wanted in (
-            ("optim.gradients_per_rollout", self.optim.gradients_per_rollout),
-            ("tuning.gradients_per_rollout", self.tuning.gradients_per_rollout),
-        ):
-            if wanted > last - first:
-                raise ValueError(
-                    f"{field}: {wanted} is more than the {last - first} steps of sampling.gradient_steps "
-                    f"[{first}, {last}]; give {last - first} or fewer"
-                )
+        check_gradients_per_rollout(self.sampling, self.optim.gradients_per_rollout, "optim.gradients_per_rollout")
         return self
+
+
+def check_gradients_per_rollout(sampling: SamplingConfig, wanted: int, field: str) -> None:
+    """Check that a rollout has as many steps to take gradients at. Raises UserError (a ValueError) naming `field`."""
+    first, last = sampling.gradient_steps
+    if wanted > last - first:
+        raise UserError(
+            f"{field}: {wanted} is more than the {last - first} steps of sampling.gradient_steps "
+            f"[{first}, {last}]; give {last - first} or fewer"
+        )
 
 
 def check_work_for_everybody(config: RunConfig) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from renege_ray.config import RunConfig
+from renege_ray.config import RunConfig, check_gradients_per_rollout
 from renege_ray.effects import fingerprint
 from renege_ray.inputs import check_models, read_initial
 from renege_ray.method.embedding import as_stored
@@ -29,9 +29,11 @@ def read_tuning_inputs(config: RunConfig) -> TuningInputs:
     """Read all files that the configuration names.
 
     Raises:
-        UserError: a name that is not known, a file that is missing, empty or damaged, an embedding that does not
-            fit the model.
+        UserError: more gradients than steps to take them at, a name that is not known, a file that is missing, empty
+            or damaged, an embedding that does not fit the model.
     """
+    # Not for every configuration to satisfy: a training that never tunes has no need of it.
+    check_gradients_per_rollout(config.sampling, config.tuning.gradients_per_rollout, "tuning.gradients_per_rollout")
     check_models(config)
     source = config.tuning.prompts
     # In the order of their hashed ids: the first so many are the mixture that evaluations take, too (`make_pairs`).

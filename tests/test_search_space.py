@@ -107,8 +107,7 @@ def test_a_range_of_steps_is_cut_at_the_end_of_the_sampler(tmp_path: Path, toy: 
     path = written(
         tmp_path, "parameters: {sampling.gradient_steps: {distribution: range, first: [0, 19], width: [2, 20]}}"
     )
-    one_each = {"optim.gradients_per_rollout": 1, "tuning.gradients_per_rollout": 1}
-    space = read_search_space(path, with_values(toy, one_each))
+    space = read_search_space(path, with_values(toy, {"optim.gradients_per_rollout": 1}))
 
     def steps(first: int, width: int) -> list[int]:
         point = {"sampling.gradient_steps.first": first, "sampling.gradient_steps.width": width}
