@@ -29,6 +29,7 @@ from renege_ray.effects import fingerprint, has_effect, is_foreign
 from renege_ray.errors import UserError
 from renege_ray.evaluation_config import EvaluationConfig
 from renege_ray.output import check_output_dir
+from renege_ray.sweep_config import SweepConfig
 from renege_ray.yaml_files import parse_yaml
 
 DEFAULT_PRESET = "toy"
@@ -41,8 +42,12 @@ _ALIASES = {
     "evaluate": _COMMON_ALIASES
     | {f"evaluation.{name}": name.replace("_", "-") for name in EvaluationConfig.model_fields if name != "batch_size"}
     | {"evaluation.methods": "method"},
+    "sweep": {"model.id": "model", "prompts.train": "prompts"}
+    | {f"sweep.{name}": name.replace("_", "-") for name in SweepConfig.model_fields},
 }
 _REPEATED = ("evaluation.methods",)  # flags that are given once for each item, in which commas are no separators
+# The same command given again goes on in the same folder.
+_REPEATABLE = ("tune_prompts", "evaluate", "sweep")
 _OTHER_FLAGS = ("--preset", "--resume", "--dry-run", "--help")
 
 _EXAMPLES = {
@@ -74,6 +79,15 @@ _EXAMPLES = {
       with refined prompts; with another model
   the same command again
       goes on where it was killed; in the same --output-dir, methods and prompts that are added join what is there""",
+    "sweep": """\
+  python jobs/{job}.py
+      24 trials of learning rate, gradient steps and guidance scale around the preset's own settings
+  python jobs/{job}.py --space rewards --trials 40 --confirm-seeds 5
+      another space of search_spaces/; --space FILE for one of your own
+  python jobs/{job}.py --preset sd15 --workers-per-trial 4 --max-concurrent 2
+      two trials at a time, each on four workers; --cluster.gpus-per-worker 0.5 puts two workers on a GPU
+  the same command again
+      goes on where it was killed; with more --trials it goes on searching""",
 }
 # What there is to say of a job beyond its flags.
 _TOPICS = {
@@ -138,7 +152,7 @@ def from_args(argv: Sequence[str], job: str) -> Invocation:
         if preset is not None:
             raise UserError("--preset: a resumed run has its configuration already; leave --preset or --resume out")
         return Invocation(_resumed(Path(resume), given, job), resume=True, dry_run=dry_run)
-    if job in ("tune_prompts", "evaluate"):
+    if job in _REPEATABLE:
         return _repeatable(load_preset(preset or DEFAULT_PRESET), given, job, dry_run)
     given.setdefault("output_dir", f"outputs/{job}-{datetime.now():%Y%m%d-%H%M%S}")
     config = with_values(load_preset(preset or DEFAULT_PRESET), given)

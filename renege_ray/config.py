@@ -15,6 +15,7 @@ from renege_ray.config_errors import explain, nearest
 from renege_ray.config_types import AsTuple, Count, CountOrZero, Name, Section
 from renege_ray.errors import UserError
 from renege_ray.evaluation_config import EvaluationConfig
+from renege_ray.sweep_config import SweepConfig
 from renege_ray.tuning_config import TuningConfig
 from renege_ray.yaml_files import read_yaml, write_yaml
 
@@ -288,6 +289,7 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     tuning: TuningConfig = TuningConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    sweep: SweepConfig = SweepConfig()
     cluster: ClusterConfig = ClusterConfig()
 
     @field_validator("output_dir", mode="before")
@@ -323,12 +325,21 @@ def check_gradients_per_rollout(sampling: SamplingConfig, wanted: int, field: st
         )
 
 
-def check_work_for_everybody(config: RunConfig) -> None:
-    """Check that every worker of a training has samples to compute. Raises UserError."""
+def check_work_for_everybody(config: RunConfig, workers: int = 0, field: str = "cluster.num_workers") -> None:
+    """Check that every worker of a training has samples to compute.
+
+    Args:
+        config: of the training.
+        workers: how many there are; 0: as many as `cluster.num_workers` says.
+        field: the setting that says how many.
+
+    Raises:
+        UserError: some would have none.
+    """
     group_size = config.optim.batch_size // config.optim.timestep_groups
-    if config.cluster.worker_range[1] > group_size:
+    if (workers or config.cluster.worker_range[1]) > group_size:
         raise UserError(
-            f"cluster.num_workers: {config.cluster.num_workers} is more than the {group_size} samples of a "
+            f"{field}: {workers or config.cluster.num_workers} is more than the {group_size} samples of a "
             f"timestep group (optim.batch_size {config.optim.batch_size} / optim.timestep_groups "
             f"{config.optim.timestep_groups}), so some workers would have nothing to do; "
             f"give {group_size} or fewer, or a larger batch"

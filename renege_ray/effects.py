@@ -9,17 +9,20 @@ from renege_ray.config import RunConfig, to_mapping
 _WITHOUT_EFFECT = ("output_dir", "experiment", "tracking_uri", "memory", "checkpoint", "cluster")
 # What a job does not look at.
 FOREIGN = {
-    "train_global": ("tuning", "evaluation", "cluster.gpus_per_worker"),
+    "train_global": ("tuning", "evaluation", "sweep", "cluster.gpus_per_worker"),
     "tune_prompts": (
-        "optim", "validation", "test", "checkpoint", "evaluation", "prompts.train", "prompts.validation",
+        "optim", "validation", "test", "checkpoint", "evaluation", "sweep", "prompts.train", "prompts.validation",
         "prompts.held_out", "cluster.max_failures",
     ),
     "evaluate": (
-        "optim", "validation", "test", "checkpoint", "tuning", "sampling.gradient_steps", "cluster.max_failures",
+        "optim", "validation", "test", "checkpoint", "tuning", "sweep", "sampling.gradient_steps",
+        "cluster.max_failures",
     ),
+    "sweep": ("tuning", "evaluation", "checkpoint", "cluster.num_workers"),
 }  # fmt: skip
-# Which rows a table has, and how many are computed at once, changes nothing about what is in any of them.
-_WITHOUT_EFFECT_ON_A_ROW = {
+# What a job can be given otherwise when it goes on, since it changes nothing about any one of its results: which rows
+# a table has, how many trials there are, how many at once.
+_WITHOUT_EFFECT_ON_ONE = {
     "tune_prompts": tuple(
         f"tuning.{name}" for name in ("prompts", "num_prompts", "slots", "micro_batch_size", "max_failed")
     ),
@@ -33,6 +36,9 @@ _WITHOUT_EFFECT_ON_A_ROW = {
             )
         ),
     ),
+    "sweep": tuple(
+        f"sweep.{name}" for name in ("trials", "workers_per_trial", "max_concurrent", "budget_hours", "confirm_seeds")
+    ),
 }  # fmt: skip
 
 
@@ -43,9 +49,8 @@ def is_foreign(name: str, job: str) -> bool:
 
 def has_effect(name: str, job: str = "train_global") -> bool:
     """Whether the field or section of this dotted name has an effect on the result of a job."""
-    if _is_within(name, _WITHOUT_EFFECT_ON_A_ROW.get(job, ())):
-        return False
-    return not _is_within(name, _WITHOUT_EFFECT) and not is_foreign(name, job)
+    idle = _WITHOUT_EFFECT + _WITHOUT_EFFECT_ON_ONE.get(job, ())
+    return not _is_within(name, idle) and not is_foreign(name, job)
 
 
 def _is_within(name: str, names: tuple[str, ...]) -> bool:
@@ -63,7 +68,7 @@ def fingerprint(config: RunConfig, job: str = "train_global", *, selection: bool
     """
 
     def counts(name: str) -> bool:
-        chosen = selection and _is_within(name, _WITHOUT_EFFECT_ON_A_ROW.get(job, ())) and not is_foreign(name, job)
+        chosen = selection and _is_within(name, _WITHOUT_EFFECT_ON_ONE.get(job, ())) and not is_foreign(name, job)
         return has_effect(name, job) or chosen
 
     relevant = {

@@ -15,6 +15,7 @@ from renege_ray.progress import duration
 
 if TYPE_CHECKING:
     from renege_ray.models.frozen_pipeline import FrozenPipeline
+    from renege_ray.search_space import SearchSpace
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,49 @@ def describe_plan(config: RunConfig, workers: str, notes: Sequence[str], problem
         *(f"{name}: {_counts(cost)}" for name, cost in parts.items()),
         f"in all: {_counts(total)}",
         *([f"not ready: {problem}" for problem in problems] or [_estimate(config, total)]),
+        "dry run: nothing was started",
+    ]
+    return "\n".join(line for line in lines if line)
+
+
+def describe_sweep_plan(
+    config: RunConfig, space: "SearchSpace", trial: RunConfig, concurrent: int | None, notes: Sequence[str]
+) -> str:
+    """The plan of a sweep as text.
+
+    Args:
+        config: of the sweep.
+        space: what it searches.
+        trial: the configuration of the first trial, the preset's own.
+        concurrent: trials at the same time; None where only the cluster knows.
+    """
+    sweep = config.sweep
+    if space.needs_training:
+        one = gradient_cost(trial) + evaluation_cost(trial, validation_images(trial))
+    else:  # a single evaluation
+        one = evaluation_cost(trial, trial.validation.num_prompts * trial.validation.seeds_per_prompt)
+    confirming = 2 * sweep.confirm_seeds
+    test = evaluation_cost(trial, trial.test.num_pairs)
+    total = sum([one] * (space.trials + confirming) + [test] * confirming, Cost(0, 0, 0, 0, 0))
+    goals = ", ".join(f"{objective.direction} {objective.metric}" for objective in space.objectives)
+    how = {
+        "asha": f"ASHA from update {space.scheduler.grace} on, 1 of {space.scheduler.reduction_factor} goes on",
+        "median": f"the median rule from update {space.scheduler.grace} on",
+        "none": "no early stop by comparison",
+    }[space.scheduler.name]
+    lines = [
+        f"space {space.name} ({space.source}), {goals}",
+        *(f"  {name}: {words}" for name, words in space.parameters.items()),
+        f"{space.trials} trials by {space.sampler}, {how}; validations every {trial.validation.every} updates",
+        f"trials of {trial.optim.steps} updates of {trial.optim.batch_size} samples, the preset's own settings first; "
+        f"{sweep.workers_per_trial} worker(s) each, "
+        + ("as many at a time as the cluster holds" if concurrent is None else f"{concurrent} at a time"),
+        f"then {confirming} trainings to confirm, on {sweep.confirm_seeds} fresh seeds" if confirming else "",
+        f"results in {config.output_dir}",
+        *notes,
+        f"one trial: {_counts(one)}",
+        f"in all, if no trial is stopped: {_counts(total)}",
+        _estimate(trial, total),
         "dry run: nothing was started",
     ]
     return "\n".join(line for line in lines if line)

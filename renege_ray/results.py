@@ -2,9 +2,12 @@
 
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 import renege_ray
 from renege_ray.config import RunConfig
@@ -13,10 +16,12 @@ from renege_ray.evaluate import Evaluation
 from renege_ray.image_statistics import ImageStatistics
 from renege_ray.method.ascent import Ascent
 from renege_ray.method.embedding import STORAGE_DTYPE, EmbeddingMetadata, NegativeEmbedding
+from renege_ray.models.base import TextToImage
 from renege_ray.models.layout import EmbeddingLayout
 from renege_ray.pictures import image_grid, save_png, text_table
 from renege_ray.prompts import source_label
-from renege_ray.train_global import REWARD, ascent_settings
+from renege_ray.rewards import RewardModel, RewardScorer
+from renege_ray.train_global import REWARD, Rewards, ascent_settings
 from renege_ray.training_state import TrainingState
 
 LABELS = {"null": "null", "handwritten": "handwritten", "global": "global (learned)"}
@@ -35,6 +40,29 @@ class ModelFacts:
     reward: str
     layout: EmbeddingLayout
     rewards: list[dict[str, Any]]
+
+    @classmethod
+    def of(cls, model: TextToImage, rewards: Rewards) -> "ModelFacts":
+        """Those of loaded models. Large checkpoints of rewards are read through for their SHA-256: once is enough."""
+        judges = [judge.reward for judge in rewards.judges if isinstance(judge, RewardScorer)]
+        everything = [*rewards.train.rewards, *rewards.held_out, *judges]
+        return cls(
+            base_model=model.name,
+            text_encoder=model.text_encoder_name,
+            text_encoder_hash=model.text_encoder_hash,
+            reward=rewards.train.name,
+            layout=model.embedding_layout,
+            rewards=[reward.describe() for reward in everything if isinstance(reward, RewardModel)],
+        )
+
+    def plain(self) -> dict[str, Any]:
+        """As maps, lists, texts and numbers, to travel between processes."""
+        return asdict(self)
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> "ModelFacts":
+        """What `plain()` was called on."""
+        return cls(**{**plain, "layout": EmbeddingLayout(**plain["layout"])})
 
 
 @dataclass(frozen=True)
@@ -79,13 +107,18 @@ def write_results(config: RunConfig, facts: ModelFacts, state: TrainingState, te
         (best, state.best.prompt_embeds, state.best.step),
         (last, ascent.averaged, state.step),
     ):
-        tensors = facts.layout.unpack(embedding.to(STORAGE_DTYPE))
-        NegativeEmbedding(tensors, metadata_of(config, facts, step)).save(path)
+        save_embedding(path, embedding, config, facts, step)
     table = folder / "results.txt"
     table.write_text(results_table(test, state), encoding="utf-8")
     rewards = folder / "rewards.json"
     rewards.write_text(json.dumps(facts.rewards, indent=2) + "\n", encoding="utf-8")
     return Artifacts(best, last, table, rewards, _write_picture(test, folder / "images" / "before_after.png"))
+
+
+def save_embedding(path: Path, embedding: Tensor, config: RunConfig, facts: ModelFacts, step: int) -> None:
+    """Write an embedding (1, L, D) that this run has learned after `step` updates, rounded to the storage type."""
+    tensors = facts.layout.unpack(embedding.to(STORAGE_DTYPE))
+    NegativeEmbedding(tensors, metadata_of(config, facts, step)).save(path)
 
 
 def results_table(test: Evaluation, state: TrainingState) -> str:

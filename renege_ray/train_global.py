@@ -93,7 +93,8 @@ class Progress:
 
 @dataclass(frozen=True)
 class Result:
-    """How a run ended. `status` is "finished", "stopped early" or "interrupted" (then there is no `test`).
+    """How a run ended. `status` is "finished", "stopped early" or "interrupted" (then there is no `test`, nor is there
+    where none was asked for).
 
     last, best: (1, L, D) rounded to the storage type. test: null, handwritten and global (the best one) on
     held-out pairs with every scorer.
@@ -121,6 +122,7 @@ def train_global(
     resume: TrainingState | None = None,
     report: Callable[[Progress], None] = lambda progress: None,
     asked_to_stop: Callable[[], bool] = lambda: False,
+    test: bool = True,
 ) -> Result:
     """Train as configured, from the start or from a checkpoint, and evaluate the result on held-out pairs.
 
@@ -132,6 +134,7 @@ def train_global(
         report: told of every step, on every rank.
         asked_to_stop: polled before every step; when any rank is asked to, all stop after the same step with
             a checkpoint.
+        test: evaluate on the held-out pairs in the end; a trial of a sweep, chosen by validation, has no use for it.
 
     Raises:
         TrainingError: ten samples in a row without a finite reward and gradient; the message names the step.
@@ -140,8 +143,9 @@ def train_global(
     run = _Run(config, model, rewards, prompts, workers or Workers(), report)
     run.begin(resume, initial)
     status = run.ascend(asked_to_stop)
-    test = None if status == "interrupted" else run.test()
-    return Result(status, run.state(finished=test is not None), as_stored(run.ascent.averaged), test)
+    finished = status != "interrupted"
+    tested = run.test() if finished and test else None
+    return Result(status, run.state(finished=finished), as_stored(run.ascent.averaged), tested)
 
 
 class _Run:
@@ -160,13 +164,7 @@ class _Run:
         self.workers, self.report = workers, report
         self.scorers = rewards.scorers()
         self.encoded = EncodedPrompts(model)
-        validation = config.validation
-        self.pairs = make_pairs(
-            prompts.validation,
-            validation.num_prompts * validation.seeds_per_prompt,
-            config.seed,
-            num_prompts=validation.num_prompts,
-        )
+        self.pairs = validation_pairs(config, prompts)
         self.step = 0
         self.invalid_in_a_row = 0
         self.invalid_samples = 0
@@ -383,6 +381,13 @@ class _TrainingReward:
         with torch.no_grad():
             parts = self._reward.parts(images, prompts)
             return {REWARD: self._reward.combine(parts), **parts}
+
+
+def validation_pairs(config: RunConfig, prompts: Prompts) -> tuple[Pair, ...]:
+    """The pairs of prompt and seed that every validation of a training is made on."""
+    validation = config.validation
+    count = validation.num_prompts * validation.seeds_per_prompt
+    return make_pairs(prompts.validation, count, config.seed, num_prompts=validation.num_prompts)
 
 
 def ascent_settings(config: RunConfig) -> AscentSettings:

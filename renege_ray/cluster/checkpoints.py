@@ -11,7 +11,7 @@ attempt of a killed driver looks for the newest checkpoint of all attempts that 
 import hashlib
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -77,6 +77,17 @@ class CheckpointStore:
         """The checkpoint `ATTEMPT/STEP`. Raises TornCheckpointError."""
         with self.folder(name) as directory:
             return TrainingState.load(directory)
+
+    def replace(self, attempt: str, name: str, write_files: Callable[[Path], None]) -> None:
+        """Keep a checkpoint as the only one of an attempt. Killed on the way, there is the old one, or both."""
+        target = f"{self._path}/{attempt}"
+        older = [found for found in self._folders(target) if found != name]
+        with tempfile.TemporaryDirectory() as scratch:
+            write_files(Path(scratch))
+            self._fs.create_dir(f"{target}/{name}")
+            pyarrow.fs.copy_files(scratch, f"{target}/{name}", destination_filesystem=self._fs)
+        for found in older:
+            self._fs.delete_dir(f"{target}/{found}")
 
     @contextmanager
     def folder(self, name: str) -> Iterator[Path]:

@@ -56,7 +56,7 @@ class Delivery:
         state = self._state()
         if not _is_active(client, state.get("run_id")):
             experiment = store.experiment_id(client, self.uri, state["experiment"])
-            tags = {"mlflow.source.name": state["job"], "renege_ray.job": state["job"]}
+            tags = {"mlflow.source.name": state["job"], "renege_ray.job": state["job"], **self._parent_tag(state)}
             run = client.create_run(experiment, state["start_time"], tags, state["run_name"])
             state |= {"run_id": run.info.run_id, "tracking_uri": masked(self.uri), "sent": {}}
             self._save(state)
@@ -68,6 +68,15 @@ class Delivery:
             client.update_run(state["run_id"], status="RUNNING")
         self._client = client
         return str(state["run_id"])
+
+    def _parent_tag(self, state: journal.Record) -> dict[str, str]:
+        """MLflow's tag of a run below another one, which has to be there first."""
+        if "parent" not in state:
+            return {}
+        parent = journal.read_json(self.folder / state["parent"] / journal.STATE).get("run_id")
+        if parent is None:
+            raise ConnectionError("the parent run is not in the store yet")
+        return {"mlflow.parentRunId": parent}
 
     def send(self, anew: bool = False) -> bool:
         """Send what is not sent yet.
@@ -189,11 +198,15 @@ class Delivery:
 
 
 class Courier:
-    """A daemon thread that keeps sending a folder; a store that is away is asked again ever more rarely."""
+    """A daemon thread that keeps sending a folder, and those of child runs; a store that is away is asked again ever
+    more rarely.
+    """
 
     def __init__(self, delivery: Delivery, away: bool = False) -> None:
         """`away`: the store did not answer just now, and the user has been told."""
         self._delivery = delivery
+        self._children: dict[Path, Delivery] = {}
+        self._sent = 0  # pieces of child runs that are done with
         self._told = away
         self._due = 0  # the number of the attempt that a flush waits for
         self._done = 0
@@ -202,6 +215,11 @@ class Courier:
         self._stopping = False
         self._thread = threading.Thread(target=self._work, args=(away,), name="mlflow-courier", daemon=True)
         self._thread.start()
+
+    def add(self, folder: Path) -> None:
+        """Send the folder of a child run too, until it has ended and everything of it has arrived."""
+        with self._changed:
+            self._children[folder] = Delivery(folder, self._delivery.uri)
 
     def flush(self) -> bool:
         """Try to send everything now; wait for it as long as pieces arrive, at most 45 s without one.
@@ -212,14 +230,15 @@ class Courier:
         with self._changed:
             self._due = self._done + 2  # the attempt under way may have passed a file that has grown since
             self._changed.notify_all()
-            last_progress, last_time = self._delivery.progress, time.monotonic()
+            last_progress, last_time = self._progress(), time.monotonic()
             while self._done < self._due and self._thread.is_alive():
                 self._changed.wait(0.5)
-                if self._delivery.progress != last_progress:
-                    last_progress, last_time = self._delivery.progress, time.monotonic()
+                if self._progress() != last_progress:
+                    last_progress, last_time = self._progress(), time.monotonic()
                 if time.monotonic() - last_time > STALLED_SECONDS:
                     return False
-        return not self._failed and journal.is_sent(self._delivery.folder)
+            folders = [self._delivery.folder, *self._children]
+        return not self._failed and all(map(journal.is_sent, folders))
 
     def stop(self) -> None:
         """Let the thread end after what it does now. It is a daemon: it never holds the process."""
@@ -232,7 +251,7 @@ class Courier:
         self._pause(retry if away else SECONDS_BETWEEN_CALLS)
         while not self._stopping:
             try:
-                self._delivery.send()
+                self._send()
                 failed, retry = False, FIRST_RETRY_SECONDS
             except Exception as error:  # whatever a server, a database or a network may do: never the run's end
                 failed = True
@@ -247,6 +266,22 @@ class Courier:
                 self._changed.notify_all()
             self._pause(retry if failed else SECONDS_BETWEEN_CALLS)
             retry = min(2 * retry, LAST_RETRY_SECONDS) if failed else FIRST_RETRY_SECONDS
+
+    def _send(self) -> None:
+        """The run, then its child runs; of those, the ones that are over and sent are done with."""
+        self._delivery.send()
+        with self._changed:
+            children = list(self._children.items())
+        for folder, child in children:
+            child.send()
+            if (folder / journal.SUMMARY).exists() and journal.is_sent(folder):
+                with self._changed:
+                    self._sent += child.progress
+                    del self._children[folder]
+
+    def _progress(self) -> int:
+        """Pieces that arrived so far."""
+        return self._delivery.progress + self._sent + sum(child.progress for child in self._children.values())
 
     def _pause(self, seconds: float) -> None:
         with self._changed:

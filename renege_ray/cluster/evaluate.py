@@ -10,7 +10,8 @@ from renege_ray.cluster import ray_session  # noqa: F401 (first: it sets up Ray'
 from renege_ray.cluster.checkpoints import shared_folder
 from renege_ray.cluster.evaluate_worker import EvaluateWorker, EvaluationJob, chunk_table
 from renege_ray.cluster.evaluation_results import keep_results
-from renege_ray.cluster.pipeline import Watch, end_early, run_chunks, run_pipeline
+from renege_ray.cluster.job import run_repeatable, workers_on
+from renege_ray.cluster.pipeline import Watch, end_early, run_chunks
 from renege_ray.cluster.resources import WorkerShape
 from renege_ray.cluster.tracking import RunLog
 from renege_ray.config import RunConfig
@@ -24,9 +25,16 @@ CHUNK_BATCHES = 16  # a chunk is what a worker is given at once
 
 
 def run(config: RunConfig, *, resume: bool = False, dry_run: bool = False) -> int:
-    """Make all images that have no row yet, and report on all of them. See `run_pipeline`."""
-    return run_pipeline(
-        JOB, config, resume=resume, dry_run=dry_run, read=read_evaluation_inputs, plan=_plan, work=_evaluate
+    """Make all images that have no row yet, and report on all of them. See `run_repeatable`."""
+    return run_repeatable(
+        JOB,
+        config,
+        resume=resume,
+        dry_run=dry_run,
+        read=read_evaluation_inputs,
+        plan=_plan,
+        work=_evaluate,
+        shape_on=workers_on,
     )
 
 

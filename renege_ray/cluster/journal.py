@@ -7,6 +7,7 @@ An output folder holds
     uploads.jsonl   {"kind": "image" | "artifact" | "model", "path" (in the folder), ...}, a line per file
     summary.json    written once, at the end
 
+and a sweep's folder holds such folders of its trials, two levels below, whose state file says `parent`.
 They are the queue that the tracking server is fed from (`delivery.py`): nothing is lost while it is away.
 """
 
@@ -19,6 +20,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from renege_ray.errors import UserError
 
 STATE, METRICS, UPLOADS, SUMMARY = "tracking.json", "metrics.jsonl", "uploads.jsonl", "summary.json"
 
@@ -95,8 +98,44 @@ def now() -> int:
     return int(time.time() * 1000)
 
 
+def check_job(folder: Path, job: str) -> None:
+    """Check that a folder, if it holds a run, holds one of this job. Raises UserError."""
+    other = read_json(folder / STATE).get("job", job)
+    if other != job:
+        raise UserError(f"--output-dir: {folder} holds a run of {other}; name another folder")
+
+
+def begin(
+    folder: Path, job: str, experiment: str, params: Mapping[str, str], uri: str, parent: str | None = None
+) -> None:
+    """Write the state file of a run that begins in `folder`, or goes on there: then it stays the same run.
+
+    Args:
+        params: flat. uri: without credentials. parent: the folder of the run above this one, relative to `folder`.
+    """
+    old = read_json(folder / STATE)
+    (folder / SUMMARY).unlink(missing_ok=True)  # the run is not over (any more)
+    sent = old.get("sent", {})
+    state = {
+        "run_id": old.get("run_id"),
+        "tracking_uri": uri,
+        "experiment": old.get("experiment", experiment),
+        "job": job,
+        "run_name": old.get("run_name", folder.name),
+        "start_time": old.get("start_time", now()),
+        "params": params,
+        "sent": {key: sent[key] for key in ("metrics", "uploads") if key in sent},
+    }
+    write_json(folder / STATE, state | ({} if parent is None else {"parent": parent}))
+
+
+def family(folder: Path) -> list[Path]:
+    """An output folder, and those of its child runs."""
+    return [folder, *sorted(path.parent for path in folder.glob(f"*/*/{STATE}"))]
+
+
 def is_sent(folder: Path) -> bool:
-    """Whether MLflow has got everything that is in an output folder, by the marks of the state file."""
+    """Whether MLflow has got everything that is in an output folder, child runs apart, by the state file's marks."""
     sent = read_json(folder / STATE).get("sent", {})
     return (
         bool(sent.get("params"))

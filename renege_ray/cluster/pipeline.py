@@ -1,4 +1,4 @@
-"""What the jobs on Ray Data do alike: open the job, run chunks through a pool of actors, look on, stop, go on.
+"""What the jobs on Ray Data do alike: run chunks through a pool of actors, look on, stop, go on.
 
 Items go through Ray Data in chunks, a block each, to actors that hold the models. The actors write the rows
 (`cluster.chunk_worker`): the files that are there are the checkpoint, one bookkeeping for results and progress.
@@ -12,91 +12,21 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import pyarrow as pa
 
-from renege_ray.cluster import journal
-from renege_ray.cluster import ray_session as session  # first: it sets up Ray's environment
 from renege_ray.cluster.chunk_worker import ChunkWorker, PipelineJob
 from renege_ray.cluster.kill_journal import work_has_begun
-from renege_ray.cluster.resources import WorkerShape, worker_shape
+from renege_ray.cluster.resources import WorkerShape
 from renege_ray.cluster.signals import StopRequest, run_until_stopped
-from renege_ray.cluster.tracking import RunLog, open_run, resolve_uri
-from renege_ray.config import RunConfig, to_mapping, write_config
-from renege_ray.errors import UserError, describe
-from renege_ray.output import check_output_dir, make_output_dir
+from renege_ray.cluster.tracking import RunLog
+from renege_ray.errors import describe
 from renege_ray.parquet_folder import ParquetFolder
 from renege_ray.progress import duration
 
 SECONDS_BETWEEN_LOOKS = 2.0
 SECONDS_BETWEEN_LINES = 10.0
-
-
-class HasNotes(Protocol):
-    """What a job has read."""
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What there is to say of it, a line each."""
-        ...
-
-
-Inputs = TypeVar("Inputs", bound=HasNotes)
-
-
-def run_pipeline(
-    name: str,
-    config: RunConfig,
-    *,
-    resume: bool,
-    dry_run: bool,
-    read: Callable[[RunConfig], Inputs],
-    plan: Callable[[RunConfig, Inputs], str],
-    work: Callable[[RunConfig, Inputs, WorkerShape, RunLog], int],
-) -> int:
-    """Check everything; then print the plan, or open Ray, the output folder and the MLflow run, and do the work.
-
-    Args:
-        name: the job's.
-        config: the whole configuration. Its output folder is made absolute: workers run elsewhere.
-        resume: the output folder holds a run of these settings already.
-        dry_run: start nothing.
-        read: reads and checks what the configuration names.
-
-    Returns:
-        The exit code: 0 done, 1 the pipeline failed or too many of its items did, 130 or 143 stopped by Ctrl-C or
-        SIGTERM.
-
-    Raises:
-        UserError: bad input, before a model is loaded or Ray is started.
-    """
-    config = config.model_copy(update={"output_dir": config.output_dir.absolute()})
-    check_output_dir(config.output_dir, resume=resume)
-    other = journal.read_json(config.output_dir / journal.STATE).get("job", name)
-    if other != name:
-        raise UserError(f"--output-dir: {config.output_dir} holds a run of {other}; name another folder")
-    resolve_uri(config.tracking_uri, config.output_dir)
-    inputs = read(config)
-    if session.uses_own_cluster():
-        worker_shape(config.cluster, [session.this_machine()])
-    if dry_run:
-        print(plan(config, inputs))
-        return 0
-    for note in (*inputs.notes, *session.notes_on(config.output_dir)):
-        print(note, flush=True)
-    with session.ray_session(config.cluster) as shape:
-        make_output_dir(config.output_dir, resume=resume)
-        write_config(config, config.output_dir)
-        with open_run(
-            config.output_dir,
-            job=name,
-            experiment=config.experiment,
-            params=to_mapping(config),
-            tracking_uri=config.tracking_uri,
-        ) as log:
-            log.artifact(config.output_dir / "config.yaml")
-            return work(config, inputs, shape, log)
 
 
 @dataclass

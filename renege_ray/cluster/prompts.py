@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 
 from renege_ray.cluster import ray_session  # noqa: F401 (first: it sets up Ray's environment)
 from renege_ray.cluster.checkpoints import shared_folder
-from renege_ray.cluster.pipeline import Watch, end_early, run_chunks, run_pipeline
+from renege_ray.cluster.job import run_repeatable, workers_on
+from renege_ray.cluster.pipeline import Watch, end_early, run_chunks
 from renege_ray.cluster.prompt_worker import PromptWorker, TuningJob, chunk_table
 from renege_ray.cluster.resources import WorkerShape
 from renege_ray.cluster.tracking import RunLog
@@ -22,8 +23,17 @@ CHUNK_ROUNDS = 8
 
 
 def run(config: RunConfig, *, resume: bool = False, dry_run: bool = False) -> int:
-    """Tune all prompts that have no row yet, and report on all rows. See `run_pipeline`."""
-    return run_pipeline(JOB, config, resume=resume, dry_run=dry_run, read=read_tuning_inputs, plan=_plan, work=_tune)
+    """Tune all prompts that have no row yet, and report on all rows. See `run_repeatable`."""
+    return run_repeatable(
+        JOB,
+        config,
+        resume=resume,
+        dry_run=dry_run,
+        read=read_tuning_inputs,
+        plan=_plan,
+        work=_tune,
+        shape_on=workers_on,
+    )
 
 
 def _plan(config: RunConfig, inputs: TuningInputs) -> str:

@@ -2,10 +2,11 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import TypeVar
 
 # Ray reads these when it is imported or started. A user's own setting wins.
 for _name, _value in {
@@ -16,6 +17,15 @@ for _name, _value in {
     # A worker without a GPU keeps the visible devices as they are, without a warning about it.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
+    # Ray Tune's own result files and snapshots are not what a sweep goes on from; a failed trial reports no metric.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    # The newer output of Ray Tune draws boxes even where it is told to be quiet.
+    "RAY_AIR_NEW_OUTPUT": "0",
+    # A trial's process stays in the folder where it was started.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
     # A worker's threads that wait give their core away: two workers that share cores and wait actively slow
     # each other down tenfold.
     "OMP_WAIT_POLICY": "PASSIVE",
@@ -28,6 +38,8 @@ import torch  # noqa: E402
 from renege_ray.cluster.resources import Node, WorkerShape, worker_shape  # noqa: E402
 from renege_ray.config import ClusterConfig  # noqa: E402
 from renege_ray.errors import UserError  # noqa: E402
+
+Shape = TypeVar("Shape")
 
 _OBJECT_STORE_BYTES = 256 * 2**20  # jobs pass prompts and a configuration around, no data
 
@@ -56,7 +68,18 @@ def notes_on(output_dir: Path) -> tuple[str, ...]:
 
 @contextmanager
 def ray_session(config: ClusterConfig) -> Iterator[WorkerShape]:
+    """A session for one group of workers; see `shaped_session`."""
+    with shaped_session(config, lambda nodes, autoscaled: worker_shape(config, nodes, autoscaled=autoscaled)) as shape:
+        yield shape
+
+
+@contextmanager
+def shaped_session(config: ClusterConfig, shape_on: Callable[[Sequence[Node], bool], Shape]) -> Iterator[Shape]:
     """Connect to the given cluster, or start one here and stop it in the end.
+
+    Args:
+        config: of the cluster.
+        shape_on: what is to run on the machines of the cluster, and whether it can grow; gives what the session yields.
 
     Raises:
         UserError: the workers do not fit (before anything is started, where this machine is to be the
@@ -67,13 +90,13 @@ def ray_session(config: ClusterConfig) -> Iterator[WorkerShape]:
         if not connected:
             ray.init(address=os.environ["RAY_ADDRESS"], logging_level=logging.ERROR, log_to_driver=False)
         try:
-            yield _shape_on_cluster(config)
+            yield _shape_on_cluster(config, shape_on)
         finally:
             if not connected:
                 ray.shutdown()
         return
     here = this_machine()
-    shape = worker_shape(config, [here])
+    shape = shape_on([here], False)
     _let_workers_import_the_package()
     ray.init(
         address="local",
@@ -90,10 +113,10 @@ def ray_session(config: ClusterConfig) -> Iterator[WorkerShape]:
         ray.shutdown()
 
 
-def _shape_on_cluster(config: ClusterConfig) -> WorkerShape:
+def _shape_on_cluster(config: ClusterConfig, shape_on: Callable[[Sequence[Node], bool], Shape]) -> Shape:
     resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     nodes = [Node(found.get("CPU", 0.0), found.get("GPU", 0.0)) for found in resources if found.get("CPU")]
-    shape = worker_shape(config, nodes, autoscaled=_can_grow())
+    shape = shape_on(nodes, _can_grow())
     if len(nodes) > 1 and config.storage_path is None:
         raise UserError(
             f"cluster.storage_path: the cluster has {len(nodes)} machines, which do not all see the output "

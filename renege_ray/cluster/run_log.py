@@ -4,6 +4,7 @@ A worker imports `RunLog` from here, not from `tracking`: MLflow takes seconds t
 """
 
 import math
+import os
 import re
 import time
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 from PIL import Image
 
 from renege_ray.cluster import journal
-from renege_ray.cluster.texts import send_command
+from renege_ray.cluster.texts import flatten, send_command
 from renege_ray.cluster.uris import masked, ui_command
 from renege_ray.pictures import save_png
 
@@ -48,6 +49,27 @@ class RunLog:
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the thread and what was read from the files so far."""
         return self.__dict__ | {"_courier": None, "_recorded": None, "_pictured": None}
+
+    def child(self, folder: Path, *, job: str, params: Mapping[str, Any]) -> "RunLog":
+        """The log of a run below this one in MLflow, such as a trial of a sweep; this run's thread sends it.
+
+        A folder that holds a run goes on with that run.
+
+        Args:
+            folder: two levels below this run's folder.
+            job, params: as for `tracking.open_run`.
+        """
+        folder = folder.absolute()
+        experiment = journal.read_json(self.output_dir / journal.STATE)["experiment"]
+        parent = os.path.relpath(self.output_dir, folder)
+        journal.begin(folder, job, experiment, flatten(params), masked(self.uri), parent=parent)
+        self.adopt(folder)
+        return RunLog(None, self.uri, folder)
+
+    def adopt(self, folder: Path) -> None:
+        """Send what is left to send of a child run's folder."""
+        if self._courier is not None:
+            self._courier.add(folder.absolute())
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Append to metrics.jsonl; MLflow gets it within seconds.
@@ -175,7 +197,7 @@ class RunLog:
 
     def review(self) -> str:
         """The last line of a job: how to open the UI, or, where something was not sent, how to send it."""
-        if journal.is_sent(self.output_dir):
+        if all(map(journal.is_sent, journal.family(self.output_dir))):
             return f"MLflow: {ui_command(self.uri)}"
         return f"MLflow has not got everything; send it by: {send_command(self.uri, self.output_dir)}"
 

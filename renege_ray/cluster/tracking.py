@@ -56,21 +56,7 @@ def open_run(
     output_dir = Path(output_dir).absolute()
     uri = resolve_uri(tracking_uri, output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    old = journal.read_json(output_dir / journal.STATE)
-    (output_dir / journal.SUMMARY).unlink(missing_ok=True)  # the run is not over (any more)
-    flat = flatten(params)
-    sent = old.get("sent", {})
-    state = {
-        "run_id": old.get("run_id"),
-        "tracking_uri": masked(uri),
-        "experiment": old.get("experiment", experiment),
-        "job": job,
-        "run_name": old.get("run_name", output_dir.name),
-        "start_time": old.get("start_time", journal.now()),
-        "params": flat,
-        "sent": {key: sent[key] for key in ("metrics", "uploads") if key in sent},
-    }
-    journal.write_json(output_dir / journal.STATE, state)
+    journal.begin(output_dir, job, experiment, flatten(params), masked(uri))
     delivery = Delivery(output_dir, uri)
     run_id = None
     try:
@@ -81,7 +67,8 @@ def open_run(
 
 
 def send(output_dir: Path, tracking_uri: str | None = None) -> tuple[str, str]:
-    """Send what MLflow has not got of a run that is over (or was killed); to another store: everything.
+    """Send what MLflow has not got of a run that is over (or was killed), child runs included; to another store:
+    everything.
 
     Args:
         tracking_uri: None means the store that the run was meant for.
@@ -100,10 +87,11 @@ def send(output_dir: Path, tracking_uri: str | None = None) -> tuple[str, str]:
     tracking_uri = tracking_uri or str(state["tracking_uri"])
     if "***" in tracking_uri:
         raise UserError(f"tracking_uri: {tracking_uri!r} is stored without its password; give --tracking-uri URI")
-    delivery = Delivery(output_dir, resolve_uri(tracking_uri, output_dir))
-    if not delivery.send(anew=True):
-        raise UserError(f"output_dir: {str(output_dir)!r} is being sent by its own run; wait for its end")
-    return journal.read_json(output_dir / journal.STATE)["run_id"], delivery.uri
+    uri = resolve_uri(tracking_uri, output_dir)
+    for folder in journal.family(output_dir):  # a child run after its parent, whose id it names
+        if not Delivery(folder, uri).send(anew=True):
+            raise UserError(f"output_dir: {str(output_dir)!r} is being sent by its own run; wait for its end")
+    return journal.read_json(output_dir / journal.STATE)["run_id"], uri
 
 
 def main(argv: Sequence[str] | None = None) -> int:

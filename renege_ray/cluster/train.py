@@ -1,7 +1,7 @@
 """The job `train_global` on Ray Train V2: check, start the workers, keep the results."""
 
 import sys
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any
 
 from safetensors.torch import load_file
@@ -12,11 +12,11 @@ from renege_ray.cluster.resources import WorkerShape, worker_shape
 from renege_ray.cluster.signals import StopRequest, run_until_stopped
 from renege_ray.cluster.tracking import RunLog, open_run, resolve_uri
 from renege_ray.cluster.train_worker import EVALUATION_FILE, TrainJob, train_loop
+from renege_ray.cluster.worker_group import first_cause
 from renege_ray.config import RunConfig, to_mapping, write_config
 from renege_ray.errors import UserError
 from renege_ray.evaluate import Evaluation, make_pairs
 from renege_ray.inputs import Inputs, check_inputs, find_problems, read_inputs, record_inputs
-from renege_ray.models.layout import EmbeddingLayout
 from renege_ray.output import check_output_dir, make_output_dir, shown_path
 from renege_ray.plan import describe_plan
 from renege_ray.results import Artifacts, ModelFacts, metadata_of, write_results
@@ -151,16 +151,8 @@ def _fit(job: TrainJob, shape: WorkerShape) -> dict[str, Any]:
     try:
         outcome: dict[str, Any] = trainer.fit().return_value
     except ray.train.TrainingFailedError as error:
-        raise TrainingFailure(_first_cause(error)) from error
+        raise TrainingFailure(first_cause(error)) from error
     return outcome
-
-
-def _first_cause(error: Exception) -> str:
-    """One line of the first worker's exception, or of Ray's own where no worker is to blame."""
-    failures = getattr(error, "worker_failures", {})
-    cause = next(iter(failures.values()), error)
-    lines = str(cause).strip().splitlines() or [type(cause).__name__]
-    return lines[-1].strip()
 
 
 def _keep_results(
@@ -172,8 +164,7 @@ def _keep_results(
     log: RunLog,
 ) -> None:
     """Write embeddings, table and picture from the final checkpoint; tell MLflow; print the last lines."""
-    known = outcome | {"layout": EmbeddingLayout(**outcome["layout"])}
-    facts = ModelFacts(**{field.name: known[field.name] for field in fields(ModelFacts)})
+    facts = ModelFacts.from_plain(outcome["facts"])
     with store.folder(f"{attempt}/{outcome['checkpoint']}") as folder:
         state = TrainingState.load(folder)
         pairs = make_pairs(inputs.prompts.held_out, config.test.num_pairs, config.seed)

@@ -4,26 +4,24 @@ checkpoints.
 
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray.train
 import torch
-import torch.distributed
-from ray.train.collective import broadcast_from_rank_zero
 from safetensors.torch import save_file
 from torch import Tensor
 
 from renege_ray.cluster.checkpoints import CheckpointStore, checkpoint_name
 from renege_ray.cluster.mailbox import Mailbox
+from renege_ray.cluster.worker_group import checkpoint_of_rank_zero, load_together, this_worker, worker_device
 from renege_ray.config import RunConfig
-from renege_ray.errors import UserError
 from renege_ray.models import load_model
 from renege_ray.models.base import TextToImage
 from renege_ray.pictures import image_grid
 from renege_ray.progress import ProgressLine
-from renege_ray.rewards import RewardModel, RewardScorer
+from renege_ray.results import ModelFacts
 from renege_ray.train_global import Progress, Prompts, Result, Rewards, TrainingError, train_global
 from renege_ray.training_state import TrainingState
 from renege_ray.workers import Workers
@@ -61,17 +59,15 @@ class TrainJob:
 
 
 def train_loop(parameters: dict[str, Any]) -> dict[str, Any]:
-    """The training function of Ray Train; `parameters["job"]` is a `TrainJob`. Returns `_outcome`."""
+    """The training function of Ray Train; `parameters["job"]` is a `TrainJob`. Returns what the driver cannot know
+    without the models: plain values, since Ray refuses to return tensors.
+    """
     job: TrainJob = parameters["job"]
-    context = ray.train.get_context()
-    workers = Workers(context.get_world_rank(), context.get_world_size(), _all_sum)
-    store = CheckpointStore(job.root)
-    newest = store.newest_intact() if workers.rank == 0 else None
-    name = broadcast_from_rank_zero(newest[0] if newest else "")
-    resume = store.load(name) if name else None
+    workers = this_worker()
+    resume = checkpoint_of_rank_zero(CheckpointStore(job.root), workers)
     torch.set_num_threads(resume.threads if resume else job.threads)
 
-    models = _load(job.config, workers)
+    models = load_together(lambda: _load(job.config), workers)
     if isinstance(models, str):
         return {"status": "failed", "error": models}
     model, rewards = models
@@ -94,40 +90,18 @@ def train_loop(parameters: dict[str, Any]) -> dict[str, Any]:
     if result.test is not None:
         _report_checkpoint(result.state, workers.rank, result)
     reporter.close()
-    outcome = _outcome(result, model, rewards) | {"samples_per_second": reporter.samples_per_second}
-    # Large checkpoints are read through for their SHA-256: once is enough.
-    return outcome | {"rewards": _describe(rewards) if workers.rank == 0 else []}
+    return {
+        "status": result.status,
+        "step": result.state.step,
+        "checkpoint": checkpoint_name(result.state.step, final=result.test is not None),
+        "facts": ModelFacts.of(model, rewards).plain() if workers.rank == 0 else {},
+        "samples_per_second": reporter.samples_per_second,
+    }
 
 
-def _load(config: RunConfig, workers: Workers) -> tuple[TextToImage, Rewards] | str:
-    """The frozen models of this worker, or why some worker could not load its own."""
-    problem, loaded = "", None
-    try:
-        device = _device()
-        loaded = load_model(config.model, device), Rewards.load(config.rewards, device)
-    except UserError as error:
-        problem = str(error)
-    # A rank that left alone would leave the others waiting for it in their next sum.
-    failed = int(workers.all_sum(torch.tensor([float(bool(problem))], dtype=torch.float64)))
-    if failed or loaded is None:
-        return problem or f"{failed} of {workers.world_size} workers could not load the model (see their logs)"
-    return loaded
-
-
-def _device() -> torch.device:
-    from ray.train.torch import get_device
-
-    device = get_device()
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    return device
-
-
-def _all_sum(values: Tensor) -> Tensor:
-    """The sum over the worker group, on the CPU. NCCL moves tensors of the accelerator only."""
-    moved = values.to(_device()) if torch.distributed.get_backend() == "nccl" else values.clone()
-    torch.distributed.all_reduce(moved)
-    return moved.to(values.device)
+def _load(config: RunConfig) -> tuple[TextToImage, Rewards]:
+    device = worker_device()
+    return load_model(config.model, device), Rewards.load(config.rewards, device)
 
 
 class _StopWatch:
@@ -217,24 +191,3 @@ def _report_checkpoint(state: TrainingState, rank: int, final: Result | None = N
         state.write_files(folder)
         checkpoint = ray.train.Checkpoint.from_directory(scratch)
         ray.train.report({"step": state.step}, checkpoint=checkpoint, checkpoint_dir_name=name)
-
-
-def _outcome(result: Result, model: TextToImage, rewards: Rewards) -> dict[str, Any]:
-    """What the driver cannot know without the models: plain values, since Ray refuses to return tensors."""
-    return {
-        "status": result.status,
-        "step": result.state.step,
-        "checkpoint": checkpoint_name(result.state.step, final=result.test is not None),
-        "base_model": model.name,
-        "text_encoder": model.text_encoder_name,
-        "text_encoder_hash": model.text_encoder_hash,
-        "reward": rewards.train.name,
-        "layout": asdict(model.embedding_layout),
-    }
-
-
-def _describe(rewards: Rewards) -> list[dict[str, Any]]:
-    """Version, checkpoint and SHA-256 of all rewards."""
-    judges = [judge.reward for judge in rewards.judges if isinstance(judge, RewardScorer)]
-    everything = [*rewards.train.rewards, *rewards.held_out, *judges]
-    return [reward.describe() for reward in everything if isinstance(reward, RewardModel)]

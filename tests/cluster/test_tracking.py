@@ -446,3 +446,26 @@ def test_a_run_on_a_real_server(
         assert image_keys(client, broken.run_id) == [("validation", 7)]
         assert client.get_run(str(broken.run_id)).info.status == "FINISHED"
         assert broken.review() == f"MLflow: open {uri} in a browser"
+
+
+def test_a_child_run_stands_below_its_parent_in_every_store(tmp_path: Path, database: str) -> None:
+    """Sent by the parent's thread as the run goes on, and to another store by one command."""
+    parent = tmp_path / "sweep"
+    with start(parent, database) as log:
+        for number in (0, 1):
+            child = log.child(parent / "trials" / f"{number}", job="sweep_trial", params={"optim": {"lr": number}})
+            child.metrics(1, {"train/toy/mean": float(number)})
+            child.image("validation", Image.new("RGB", (64, 48)), 1)
+            child.finish("failed" if number else "finished", metrics={"train/toy/mean": float(number)})
+        log.finish()
+    assert journal.is_sent(parent / "trials" / "1") and "ui --backend-store-uri" in log.review()
+    other = f"sqlite:///{tmp_path / 'other.db'}"
+    for uri, run_id in ((database, log.run_id), (other, tracking.send(parent, other)[0])):
+        client = MlflowClient(uri)
+        experiment = client.get_experiment_by_name("tests").experiment_id
+        runs = client.search_runs([experiment], f"tags.mlflow.parentRunId = '{run_id}'")
+        found = {run.info.run_name: run for run in runs}
+        assert sorted(found) == ["0", "1"] and len(runs) == 2
+        assert [found[name].info.status for name in "01"] == ["FINISHED", "FAILED"]
+        assert found["1"].data.params["optim.lr"] == "1" and found["1"].data.metrics["train/toy/mean"] == 1.0
+        assert image_keys(client, found["0"].info.run_id) == [("validation", 1)]

@@ -1,0 +1,84 @@
+"""How a job begins whose command, given again, goes on: check everything, then open Ray, the output folder, the run."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Protocol, TypeVar
+
+from renege_ray.cluster import journal
+from renege_ray.cluster import ray_session as session  # first: it sets up Ray's environment
+from renege_ray.cluster.resources import Node, WorkerShape, worker_shape
+from renege_ray.cluster.tracking import RunLog, open_run, resolve_uri
+from renege_ray.config import RunConfig, to_mapping, write_config
+from renege_ray.output import check_output_dir, make_output_dir
+
+
+class HasNotes(Protocol):
+    """What a job has read."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What there is to say of it, a line each."""
+        ...
+
+
+Inputs = TypeVar("Inputs", bound=HasNotes)
+Shape = TypeVar("Shape")
+
+
+def run_repeatable(
+    name: str,
+    config: RunConfig,
+    *,
+    resume: bool,
+    dry_run: bool,
+    read: Callable[[RunConfig], Inputs],
+    plan: Callable[[RunConfig, Inputs], str],
+    work: Callable[[RunConfig, Inputs, Shape, RunLog], int],
+    shape_on: Callable[[RunConfig, Sequence[Node], bool], Shape],
+) -> int:
+    """Check everything; then print the plan, or open Ray, the output folder and the MLflow run, and do the work.
+
+    Args:
+        name: the job's.
+        config: the whole configuration. Its output folder is made absolute: workers run elsewhere.
+        resume: the output folder holds a run of these settings already.
+        dry_run: start nothing.
+        read: reads and checks what the configuration names.
+        shape_on: what is to run on the machines of a cluster, which may be able to grow, such as `workers_on`.
+
+    Returns:
+        The exit code: 0 done, 1 the work failed or too many of its items did, 130 or 143 stopped by Ctrl-C or
+        SIGTERM.
+
+    Raises:
+        UserError: bad input, before a model is loaded or Ray is started.
+    """
+    config = config.model_copy(update={"output_dir": config.output_dir.absolute()})
+    check_output_dir(config.output_dir, resume=resume)
+    journal.check_job(config.output_dir, name)
+    resolve_uri(config.tracking_uri, config.output_dir)
+    inputs = read(config)
+    if session.uses_own_cluster():
+        shape_on(config, [session.this_machine()], False)
+    if dry_run:
+        print(plan(config, inputs))
+        return 0
+    for note in (*inputs.notes, *session.notes_on(config.output_dir)):
+        print(note, flush=True)
+    with session.shaped_session(config.cluster, partial(shape_on, config)) as shape:
+        make_output_dir(config.output_dir, resume=resume)
+        write_config(config, config.output_dir)
+        with open_run(
+            config.output_dir,
+            job=name,
+            experiment=config.experiment,
+            params=to_mapping(config),
+            tracking_uri=config.tracking_uri,
+        ) as log:
+            log.artifact(config.output_dir / "config.yaml")
+            return work(config, inputs, shape, log)
+
+
+def workers_on(config: RunConfig, nodes: Sequence[Node], autoscaled: bool) -> WorkerShape:
+    """The group of workers that a configuration asks for."""
+    return worker_shape(config.cluster, nodes, autoscaled=autoscaled)
