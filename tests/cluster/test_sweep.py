@@ -11,19 +11,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
+import ray.tune
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from optuna.trial import FrozenTrial, TrialState
+from ray import cloudpickle
 
 from renege_ray.cli import from_args
+from renege_ray.cluster.sweep_trial import SweepJob, as_result, with_reasons
 from renege_ray.config import load_preset, read_config
 from renege_ray.errors import UserError
 from renege_ray.inputs import read_inputs
 from renege_ray.method.embedding import NegativeEmbedding
 from renege_ray.models import load_model
+from renege_ray.sweep import TrialError, TrialReport
 from renege_ray.train_global import Progress, Rewards, train_global
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
@@ -225,6 +230,43 @@ def test_a_sweep_in_which_every_trial_fails(
     assert [trial.state for trial in done] == [TrialState.FAIL] * 3
     assert all("had no finite reward" in trial.user_attrs["reason"] for trial in done)
     assert {run.info.status for run in child_runs(tmp_path / "run", "sweep_trial")} == {"FAILED"}
+
+
+def deadly(given: dict[str, Any], job: SweepJob) -> None:
+    """Instead of a training: the first trials end in all the ways that there are, before a rung could stop them."""
+    number = int(Path(given["folder"]).name)
+
+    def work() -> None:
+        if number == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if number == 2:
+            raise ValueError("a bug\nof two lines")
+        ray.tune.report(as_result(TrialReport(1, (float(number),))))
+        if number == 3:
+            raise TrialError("step 2: the reward is nan")
+        ray.tune.report(as_result(TrialReport(STEPS, (float(number),), status="finished")))
+
+    with_reasons(work)
+
+
+def test_whatever_becomes_of_a_trial_the_others_go_on(
+    ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    monkeypatch.setattr("renege_ray.cluster.sweep.trial_in_process", deadly)
+    write_space(tmp_path / "space.yaml")
+    folder = tmp_path / "run"
+    options = ["--trials", "5", "--confirm-seeds", "0", "--max-concurrent", "2", "--cluster.max-failures", "1"]
+    assert sweep(flags(folder, *options)) == 0
+    done = trials(folder)
+    states = [trial.state.name for trial in done]
+    assert states == ["COMPLETE", "FAIL", "FAIL", "FAIL", "COMPLETE"] and done[4].value == 4.0
+    reasons = [trial.user_attrs["reason"] for trial in done[1:4]]
+    assert reasons[0].startswith("its process died")
+    assert reasons[1:] == ["ValueError: a bug of two lines", "step 2: the reward is nan"]
+    runs = {int(run.info.run_name): run.info.status for run in child_runs(folder, "sweep_trial")}
+    assert runs == {0: "FINISHED", 1: "FAILED", 2: "FAILED", 3: "FAILED", 4: "FINISHED"}
+    assert "its process died" in (folder / "leaderboard.txt").read_text()
 
 
 def test_trials_of_two_workers_on_a_full_cluster(ray_cluster: str, tmp_path: Path) -> None:
