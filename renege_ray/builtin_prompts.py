@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from renege_ray.errors import UserError
+from renege_ray.errors import UserError, first_line
 from renege_ray.prompt_files import PromptTable, read_prompt_file
 
 GITHUB = "https://raw.githubusercontent.com"
@@ -155,11 +155,10 @@ def _locate(name: str, field: str, local: Path | None) -> list[Path]:
             return [_from_github(file) for file in files]
         return _from_hub(files)
     except Exception as error:  # of the Hub, of HTTP, of the disk: there are no files, and the first line says why
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         where = "data set of the Hugging Face Hub" if files[0].host == "Hub" else "repository on GitHub"
         raise UserError(
             f"{field}: {name} needs {', '.join(file.path for file in files)} of {files[0].repository} ({where}), which "
-            f"is neither in the cache nor can be downloaded ({reason}); connect, or give a local copy: "
+            f"is neither in the cache nor can be downloaded ({first_line(error)}); connect, or give a local copy: "
             f"{name}={'FILE' if len(files) == 1 else 'FOLDER'}"
         ) from error
 

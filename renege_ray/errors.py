@@ -1,4 +1,6 @@
-"""The one exception that stands for bad input, as opposed to a bug; and any exception in one line."""
+"""The one exception that stands for bad input, as opposed to a bug; and any other exception in one line."""
+
+_LONGEST = 300  # characters: some libraries put whole files into a message
 
 
 class UserError(ValueError):
@@ -9,7 +11,15 @@ class UserError(ValueError):
     """
 
 
-def describe(error: BaseException, longest: int = 300) -> str:
+def first_line(error: BaseException) -> str:
+    """What an exception has to say at first, or the name of its kind."""
+    return _shortened((str(error).strip().splitlines() or [type(error).__name__])[0])
+
+
+def describe(error: BaseException) -> str:
     """The kind and the message of an error in one line."""
-    text = f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
-    return text if len(text) <= longest else f"{text[: longest - 3]}..."
+    return _shortened(f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": "))
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."

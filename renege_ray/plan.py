@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from renege_ray.config import RunConfig
-from renege_ray.errors import UserError
+from renege_ray.errors import UserError, first_line
 from renege_ray.global_gradient import gradient_step_indices
 from renege_ray.models.toy import EMBEDDED_MODELS
 from renege_ray.progress import duration
@@ -223,8 +223,9 @@ def _model_without_weights(config: RunConfig) -> "FrozenPipeline":
     try:
         return family.without_weights(folder, **family.options(config.model))
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"model {config.model.id!r}: its configuration files cannot be read: {reason}") from error
+        raise UserError(
+            f"model {config.model.id!r}: its configuration files cannot be read: {first_line(error)}"
+        ) from error
 
 
 def _denoiser_flops(model: "FrozenPipeline") -> float:

@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from renege_ray.errors import UserError
+from renege_ray.errors import UserError, first_line
 
 # In the order in which they are looked for, whatever the case.
 PROMPT_COLUMNS = ("prompt", "prompts", "text", "caption", "captions", "description", "sentence")
@@ -308,8 +308,7 @@ def _read_parquet(path: Path, name: str, column: str | None) -> Iterator[_Rows]:
             columns = _choose_columns(file.schema_arrow.names, column, name)
             yield _Rows(columns, _of_batches(file, columns))
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{name} is damaged or no Parquet file ({reason}); write it again") from None
+        raise UserError(f"{name} is damaged or no Parquet file ({first_line(error)}); write it again") from None
 
 
 def _of_batches(file: Any, columns: _Columns) -> Iterator[_Row]:

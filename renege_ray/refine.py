@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from safetensors import SafetensorError
 
-from renege_ray.errors import UserError
+from renege_ray.errors import UserError, first_line
 
 
 class Refiner(Protocol):
@@ -140,7 +140,7 @@ def load_refiner(name: str, folders: tuple[str, str], device: torch.device | str
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
         raise UserError(
-            f"evaluation.refiners: {name} cannot be loaded from {folders[0]}: {str(error).splitlines()[0]}"
+            f"evaluation.refiners: {name} cannot be loaded from {folders[0]}: {first_line(error)}"
         ) from error
     return LanguageModelRefiner(model.eval().requires_grad_(False).to(device), tokenizer, REFINERS[name])
 
@@ -152,8 +152,7 @@ def _from_hub(name: str, repository: str, *, tokenizer: bool = False) -> str:
     try:
         return snapshot_download(repository, allow_patterns=wanted)
     except Exception as error:  # of the Hub, of its HTTP client: all say that there is no model
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"refine={name}: {repository} is neither in the Hub's cache nor can be downloaded ({reason}); connect, or "
-            f"give a local copy: --evaluation.refiners '{{{name}: FOLDER}}'"
+            f"refine={name}: {repository} is neither in the Hub's cache nor can be downloaded "
+            f"({first_line(error)}); connect, or give a local copy: --evaluation.refiners '{{{name}: FOLDER}}'"
         ) from error

@@ -10,7 +10,7 @@ from typing import Any
 
 from renege_ray.config import CONFIG_FILE, RunConfig, read_config
 from renege_ray.embedding.model_card import EMBEDDING_FILE, CardFacts, model_card
-from renege_ray.errors import UserError
+from renege_ray.errors import UserError, first_line
 from renege_ray.method.embedding import ATTENTION_MASK, NegativeEmbedding
 
 SUMMARY_FILE = "summary.json"
@@ -145,9 +145,8 @@ def push(folder: Path, repository: str, files: list[str], *, private: bool = Fal
             commit_message="Publish a negative embedding",
         )
     except Exception as error:  # of the Hub, of its HTTP client: nothing of this is a fault here
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"--push: {repository} cannot be written on the Hub ({reason}); log in with `hf auth login`; "
+            f"--push: {repository} cannot be written on the Hub ({first_line(error)}); log in with `hf auth login`; "
             f"the folder {folder} is complete"
         ) from error
     return str(address)

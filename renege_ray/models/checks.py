@@ -7,11 +7,10 @@ import diffusers
 from safetensors import SafetensorError, safe_open
 
 from renege_ray.config import ModelConfig
-from renege_ray.errors import UserError
+from renege_ray.errors import UserError, first_line
 from renege_ray.models.controlnet import check_control
 from renege_ray.models.families import INDEX, check_family, read_json
 from renege_ray.models.hub import find_folder
-from renege_ray.models.hub_errors import first_line
 from renege_ray.models.noise_schedule import ddim_of, schedule_of
 from renege_ray.models.text_encoder import ENCODERS
 

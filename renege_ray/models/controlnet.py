@@ -7,10 +7,10 @@ import torch
 from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
 
 from renege_ray.config import ModelConfig
-from renege_ray.errors import UserError
+from renege_ray.errors import UserError, first_line
 from renege_ray.models.control_images import ControlImages
 from renege_ray.models.families import check_family
-from renege_ray.models.hub_errors import first_line, why_not
+from renege_ray.models.hub_errors import why_not
 from renege_ray.models.stable_diffusion import StableDiffusion
 from renege_ray.models.stable_diffusion_controlnet import StableDiffusionControlNet
 

@@ -14,11 +14,11 @@ from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from renege_ray.config import ModelConfig
-from renege_ray.errors import UserError
+from renege_ray.errors import UserError, first_line
 from renege_ray.models import toy
 from renege_ray.models.controlnet import add_controlnet, check_control
 from renege_ray.models.families import INDEX, check_family
-from renege_ray.models.hub_errors import first_line, why_not
+from renege_ray.models.hub_errors import why_not
 from renege_ray.models.lora import fuse_lora
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")

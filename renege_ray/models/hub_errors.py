@@ -14,15 +14,11 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from renege_ray.errors import first_line
 from renege_ray.models.families import INDEX
 
 # The base of all errors of the HTTP client, whichever one the Hub's library uses: it has changed before.
 HTTPError: type[BaseException] = HfHubHTTPError.__bases__[0]
-
-
-def first_line(error: BaseException) -> str:
-    """What an exception has to say, or its name."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -8,9 +8,9 @@ from typing import Any
 
 from diffusers.utils import logging as diffusers_logging
 
-from renege_ray.errors import UserError
+from renege_ray.errors import UserError, first_line
 from renege_ray.models.families import distilled_name
-from renege_ray.models.hub_errors import first_line, why_not
+from renege_ray.models.hub_errors import why_not
 
 DEFAULT_FILE = "pytorch_lora_weights.safetensors"  # what diffusers calls it
 

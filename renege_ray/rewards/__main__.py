@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from renege_ray.argument_parser import ArgumentParser
-from renege_ray.errors import UserError
+from renege_ray.errors import UserError, first_line
 from renege_ray.pictures import text_table
 from renege_ray.rewards.catalogue import REWARD_NAMES, REWARDS, SHORT_NAMES, check_names, full_name
 
@@ -158,7 +158,7 @@ def _device(name: str | None) -> Any:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device: {name!r} cannot be used here ({str(error).splitlines()[0]}); give cpu") from error
+        raise UserError(f"--device: {name!r} cannot be used here ({first_line(error)}); give cpu") from error
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 from torch import Tensor, nn
 
-from renege_ray.errors import UserError
+from renege_ray.errors import UserError, first_line
 from renege_ray.rewards.catalogue import (
     CLIP_VOCABULARY,
     REWARDS,
@@ -126,11 +126,6 @@ def _why(error: Exception | None) -> str:
     if error is None or isinstance(error, LocalEntryNotFoundError | ConnectionError):
         return f"{absent}, and the Hub cannot be reached: connect"
     return f"which cannot be downloaded ({first_line(error)}): try again"
-
-
-def first_line(error: Exception) -> str:
-    """What a library's error says, for a message of one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
 
 
 def sha256(path: Path) -> str:

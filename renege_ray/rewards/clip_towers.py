@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel
 
-from renege_ray.errors import UserError
+from renege_ray.errors import UserError, first_line
 from renege_ray.rewards.base import TEXTS_KEPT, RewardModel
 from renege_ray.rewards.catalogue import RewardFacts
-from renege_ray.rewards.checkpoints import HEAD_WIDTH, assemble, first_line, num_heads, read_weights
+from renege_ray.rewards.checkpoints import HEAD_WIDTH, assemble, num_heads, read_weights
 from renege_ray.rewards.clip_tokens import ClipTokenizer
 from renege_ray.rewards.precision import compute_in
 from renege_ray.rewards.preprocessing import normalise

@@ -20,10 +20,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPVisionModelWithProjection, ViTModel
 
-from renege_ray.errors import UserError
+from renege_ray.errors import UserError, first_line
 from renege_ray.rewards.base import VideoScorer
 from renege_ray.rewards.catalogue import CLIP_B, DINO
-from renege_ray.rewards.checkpoints import first_line
 from renege_ray.rewards.frames import flatten_frames, is_video
 from renege_ray.rewards.preprocessing import MEAN, STD, centre, normalise
 
