@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from renege_ray.config_errors import explain, nearest
+from renege_ray.config_errors import did_you_mean, explain
 from renege_ray.config_types import AsTuple, Count, CountOrZero, Name, Section
 from renege_ray.errors import UserError
 from renege_ray.evaluation_config import EvaluationConfig
@@ -368,8 +368,7 @@ def load_preset(name_or_file: str | Path) -> RunConfig:
     is_file = isinstance(name_or_file, Path) or text.endswith((".yaml", ".yml")) or "/" in text
     if not is_file and text not in preset_names():
         known = preset_names()
-        guess = nearest(text, known)
-        hint = f"did you mean {guess}? " if guess else ""
+        hint = did_you_mean(text, known)
         raise UserError(f"--preset: there is no preset {text!r}; {hint}known: {', '.join(known)}, or a YAML file")
     data = read_yaml(Path(text) if is_file else PRESETS / f"{text}.yaml")
     data.pop("output_dir", None)

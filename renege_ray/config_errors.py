@@ -46,6 +46,12 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     return best if best is not None and resemblance(best) >= _RESEMBLANCE else None
 
 
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The question, for the middle of a message; nothing where no known name is alike."""
+    guess = nearest(name, known)
+    return f"did you mean {guess}? " if guess else ""
+
+
 def unknown_field(
     name: str, model: type[BaseModel], *, flag: str | None = None, other_flags: Iterable[str] = ()
 ) -> str:

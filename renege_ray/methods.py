@@ -18,7 +18,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from renege_ray.config_errors import nearest
+from renege_ray.config_errors import did_you_mean
 from renege_ray.errors import UserError
 from renege_ray.refine import REFINERS
 
@@ -76,8 +76,7 @@ def _parse(spec: str) -> tuple[Method, bool]:
             raise UserError(f"--method {spec}: {name}= wants one name")
         options[name], rest = value, match["rest"]
     if options["refine"] and options["refine"] not in REFINERS:
-        guess = nearest(options["refine"], REFINERS)
-        hint = f"did you mean {guess}? " if guess else ""
+        hint = did_you_mean(options["refine"], REFINERS)
         raise UserError(
             f"--method {spec}: there is no refiner {options['refine']!r}; {hint}known: {', '.join(REFINERS)}"
         )
@@ -89,8 +88,7 @@ def _parse(spec: str) -> tuple[Method, bool]:
         model, rest = found["id"], found["rest"]
     kind, equals, value = rest.partition("=")
     if kind not in KINDS:
-        guess = nearest(kind, KINDS)
-        hint = f"did you mean {guess}? " if guess else ""
+        hint = did_you_mean(kind, KINDS)
         raise UserError(f"--method {spec}: {kind!r} is no method; {hint}known: {FORMS}")
     if kind == "null" and equals:
         raise UserError(f"--method {spec}: null takes no value")

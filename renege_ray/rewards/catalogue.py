@@ -2,10 +2,10 @@
 and paths can be checked before anything is loaded.
 """
 
-import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from renege_ray.config_errors import nearest
 from renege_ray.errors import UserError
 
 
@@ -169,6 +169,6 @@ def check_names(names: Iterable[str], known: Iterable[str], field: str) -> None:
     known = tuple(known)
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else "give one of these"
+            near = nearest(name, known)
+            hint = f"did you mean {near!r}?" if near else "give one of these"
             raise UserError(f"{field} {name!r} is not known: {hint} ({', '.join(known)})")

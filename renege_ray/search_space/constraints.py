@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from renege_ray.config_errors import nearest
+from renege_ray.config_errors import did_you_mean
 
 PRESET = "preset."
 
@@ -92,8 +92,8 @@ def _check(node: ast.expr, known: Collection[str]) -> None:
         case ast.Attribute() | ast.Name():
             name = _dotted(node)
             if name.removeprefix(PRESET) not in known:
-                guess = nearest(name.removeprefix(PRESET), known)
-                raise ValueError(f"{name}: there is no such field{f'; did you mean {guess}?' if guess else ''}")
+                hint = did_you_mean(name.removeprefix(PRESET), known)
+                raise ValueError(f"{name}: there is no such field; {hint}".rstrip("; "))
         case _:
             raise ValueError(
                 f"{ast.unparse(node)!r} is not allowed here; use numbers, fields, + - * / //, [place], min, max, abs"

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Never
 
-from renege_ray.config_errors import nearest, shown_value
+from renege_ray.config_errors import did_you_mean, shown_value
 from renege_ray.errors import UserError
 
 Lines = Mapping[tuple[str | int, ...], int]
@@ -42,8 +42,7 @@ class Entry:
             place.fail(f"{shown_value(data)} is no map; give one with the keys {', '.join(known)}")
         for key in data:
             if key not in known:
-                guess = nearest(str(key), known)
-                hint = f"did you mean {guess}? " if guess else ""
+                hint = did_you_mean(str(key), known)
                 place.at(key).fail(f"there is no such key; {hint}known: {', '.join(known)}")
         self.data, self.place = data, place
 
@@ -94,8 +93,7 @@ class Entry:
         """One of the known words, or the default."""
         value = self.value(key, next(iter(known)), default)
         if value not in known:
-            guess = nearest(value, known) if isinstance(value, str) else None
-            hint = f"did you mean {guess}? " if guess else ""
+            hint = did_you_mean(value, known) if isinstance(value, str) else ""
             self.fail(key, f"{shown_value(value)} is not known; {hint}known: {', '.join(known)}")
         return str(value)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from renege_ray.config import RunConfig, with_values
-from renege_ray.config_errors import fields, nearest, shown_value, unknown_field
+from renege_ray.config_errors import did_you_mean, fields, shown_value, unknown_field
 from renege_ray.effects import is_foreign
 from renege_ray.errors import UserError
 from renege_ray.rewards.catalogue import full_name
@@ -71,8 +71,7 @@ def _locate(name_or_path: str | Path) -> Path:
         if (path := SPACES / f"{text}{suffix}").is_file():
             return path
     known = space_names()
-    guess = nearest(text, known)
-    hint = f"did you mean {guess}? " if guess else ""
+    hint = did_you_mean(text, known)
     raise UserError(f"--space: there is no search space {text!r}; {hint}known: {', '.join(known)}, or a file")
 
 
@@ -139,8 +138,7 @@ def _objectives(entry: Entry, config: RunConfig, parameters: Mapping[str, str]) 
                 part.fail("metric", f"{metric}: rewards.held_out names none; give it one, or another metric")
             metric = metric.replace("/held_out/", f"/{full_name(config.rewards.held_out[0])}/")
         if metric not in known:
-            guess = nearest(metric, known)
-            hint = f"did you mean {guess}? " if guess else ""
+            hint = did_you_mean(metric, known)
             part.fail("metric", f"no trial reports {metric}; {hint}known: eval/METHOD/SCORE/mean, such as {known[0]}")
         if f"/{REWARD}" in metric and any(name.startswith("rewards.train") for name in parameters):
             part.fail("metric", f"{metric} is a sum by the weights searched over; judge by a single reward")
