@@ -139,21 +139,11 @@ def _check_models(config: RunConfig) -> None:
 def _read_prompts(config: RunConfig) -> PromptSet:
     """The prompts to judge by: of a source that training names too, what training does not see."""
     source = config.evaluation.prompts
-    if source == TOY:
-        return _toy_prompts()
     splits: tuple[Split, ...] = ("train", "validation")
     shared: dict[Split, str] = {split: source for split in splits if getattr(config.prompts, split) == source}
     if not shared:
         return load_prompts(source, "held_out", "evaluation.prompts")
     return load_splits({**shared, "held_out": source})["held_out"]
-
-
-def _toy_prompts() -> PromptSet:
-    """The held-out prompts of the embedded model; their style is the shape."""
-    from renege_ray.models.toy.captions import parse, prompts
-
-    texts = tuple(prompts("held_out"))
-    return PromptSet(texts, "toy (held_out)", categories=tuple(str(parse(text)["shape"]) for text in texts))
 
 
 def _described(negative: Negative) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 
 from renege_ray.comparison import FAILED, score_column
 from renege_ray.evaluation_table import row_id, score_names
-from renege_ray.parquet_folder import ParquetFolder
+from renege_ray.parquet_folder import NewFiles, ParquetFolder
 
 
 class EvaluationProgress:
@@ -15,7 +15,7 @@ class EvaluationProgress:
     def __init__(self, labels: Mapping[str, str], wanted: set[str]) -> None:
         """`labels`: {method key: label}."""
         self._labels, self._wanted = labels, wanted
-        self._files: set[str] = set()
+        self._new_files = NewFiles()
         self._score = ""
         self._sums = dict.fromkeys(labels, 0.0)
         self._counts = dict.fromkeys(labels, 0)
@@ -24,9 +24,9 @@ class EvaluationProgress:
 
     def update(self, table: ParquetFolder) -> bool:
         """Read the files that have come since the last call; returns whether there were any."""
-        new = [path for path in table.files() if path not in self._files]
-        for path, rows in zip(new, table.read(new), strict=True):
-            self._files.add(path)
+        found = False
+        for rows in self._new_files.read(table):
+            found = True
             self._score = score_names(rows.column_names)[0]
             column = score_column(self._score)
             columns = ["prompt_id", "pair_index", "method_key", "status", column]
@@ -39,7 +39,7 @@ class EvaluationProgress:
                 if not np.isnan(score):
                     self._sums[row["method_key"]] += score
                     self._counts[row["method_key"]] += 1
-        return bool(new)
+        return found
 
     def live_metrics(self) -> dict[str, float]:
         """Counts, and each method's mean of the first score over the images that it applies to."""

@@ -77,6 +77,20 @@ class ParquetFolder:
                 yield file.read(columns=list(wanted))
 
 
+class NewFiles:
+    """The files of a growing table that were not there at the last look."""
+
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
+
+    def read(self, table: ParquetFolder) -> Iterator[pa.Table]:
+        """Their content, one after the other, but for the tensors."""
+        new = [path for path in table.files() if path not in self._seen]
+        for path, rows in zip(new, table.read(new), strict=True):
+            self._seen.add(path)
+            yield rows
+
+
 def remove_file(filesystem: pyarrow.fs.FileSystem, path: str) -> None:
     """Delete a file that may not be there."""
     if filesystem.get_file_info(path).type != pyarrow.fs.FileType.NotFound:

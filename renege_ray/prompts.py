@@ -2,7 +2,8 @@
 
 A source of prompts is named by one text:
 
-    toy                          the prompts of the embedded model, which has sets of its own for each split
+    toy                          the prompts of the embedded model, which has sets of its own for each split; their
+                                 category is the shape
     imagereward-10k              a published set (also parti and hpsv2), from the cache or its public home
     parti=DIR/PartiPrompts.tsv   a published set from a local copy
     FILE                         a .txt, .jsonl, .json, .csv, .tsv or .parquet file
@@ -143,9 +144,11 @@ def _load(source: str, split: Split, field: str | None = None) -> tuple[PromptSe
     """The prompts of a source, and a key that is the same for two sources if they are one."""
     field = field or f"prompts.{split}"
     if source == TOY:
-        from renege_ray.models.toy.captions import prompts  # the toy model's code is needed for its own set only
+        from renege_ray.models.toy.captions import parse, prompts  # needed for the toy model's own set only
 
-        return _prompt_set(prompts(split), f"toy ({split})"), (TOY, split)
+        texts = prompts(split)
+        shapes = tuple(str(parse(text)["shape"]) for text in texts)
+        return _prompt_set(texts, f"toy ({split})", categories=shapes), (TOY, split)
     local = _LOCAL_COPY.fullmatch(source)
     if source in SETS or local is not None:
         name = local[1] if local else source

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 LEVEL = 0.95
+Z_95 = 1.96  # half the width of a normal 95 % interval, in standard errors
 RESAMPLES = 10_000
 # Of five prompts that all agree nothing follows at 5 % (two-sided sign test: 2 / 2^5 = 0.06), of six it does.
 FEWEST_PROMPTS = 6

@@ -9,7 +9,7 @@ from renege_ray.config import RunConfig, check_gradients_per_rollout
 from renege_ray.effects import fingerprint
 from renege_ray.inputs import check_models, read_initial
 from renege_ray.method.embedding import as_stored
-from renege_ray.prompts import TOY, load_prompts, prompt_id
+from renege_ray.prompts import TOY, Split, load_prompts
 from renege_ray.tuning_table import PromptToTune
 
 
@@ -36,8 +36,7 @@ def read_tuning_inputs(config: RunConfig) -> TuningInputs:
     check_gradients_per_rollout(config.sampling, config.tuning.gradients_per_rollout, "tuning.gradients_per_rollout")
     check_models(config)
     source = config.tuning.prompts
-    # In the order of their hashed ids: the first so many are the mixture that evaluations take, too (`make_pairs`).
-    found = _toy_prompts() if source == TOY else sorted(_file_prompts(source), key=lambda prompt: prompt.id)
+    found = _read_prompts(source)
     unique = {prompt.id: prompt for prompt in reversed(found)}  # of two with one id, the first counts
     prompts = [prompt for prompt in found if unique[prompt.id] is prompt]
     notes = []
@@ -49,18 +48,20 @@ def read_tuning_inputs(config: RunConfig) -> TuningInputs:
     return TuningInputs(tuple(prompts), initial, tuple(notes), _key(config, initial))
 
 
-def _toy_prompts() -> list[PromptToTune]:
-    """All prompts of the embedded model, the held-out ones first; their category is the shape."""
-    from renege_ray.models.toy.captions import parse, prompts
+def _read_prompts(source: str) -> list[PromptToTune]:
+    """All prompts of a source: of 'toy', the held-out ones first.
 
-    texts = [text for split in ("held_out", "validation", "train") for text in sorted(prompts(split), key=prompt_id)]
-    return [PromptToTune(text, parse(text)["shape"]) for text in texts]
-
-
-def _file_prompts(source: str) -> list[PromptToTune]:
-    found = load_prompts(source, "held_out", "tuning.prompts")
-    categories = found.categories or ("",) * len(found.prompts)
-    return [PromptToTune(text, category) for text, category in zip(found.prompts, categories, strict=True)]
+    They are in the order of their hashed ids: the first so many are the mixture that evaluations take, too
+    (`make_pairs`).
+    """
+    splits: tuple[Split, ...] = ("held_out", "validation", "train") if source == TOY else ("held_out",)
+    prompts: list[PromptToTune] = []
+    for split in splits:
+        found = load_prompts(source, split, "tuning.prompts")
+        categories = found.categories or ("",) * len(found.prompts)
+        of_split = map(PromptToTune, found.prompts, categories)
+        prompts += sorted(of_split, key=lambda prompt: prompt.id)
+    return prompts
 
 
 def _key(config: RunConfig, initial: Tensor | None) -> str:

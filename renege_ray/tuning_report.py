@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from renege_ray.parquet_folder import ParquetFolder
+from renege_ray.parquet_folder import NewFiles, ParquetFolder
 from renege_ray.pictures import render, text_table
 from renege_ray.prompt_scores import EVAL, METHODS, TUNE, column
+from renege_ray.statistics import Z_95
 from renege_ray.train_global import REWARD
 from renege_ray.tuning_table import FAILED, TRUNCATED
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 LABELS = {"null": "null", "handwritten": "handwritten", "global": "global (start)", "prompt": "per prompt"}
-_Z_95 = 1.96
 _LISTED = 50
 _DARK, _SHADE = "#1f4e79", "#8fb8de"
 
@@ -44,7 +44,7 @@ class Gain:
     @property
     def interval(self) -> tuple[float, float]:
         """95 %."""
-        return self.mean - _Z_95 * self.standard_error, self.mean + _Z_95 * self.standard_error
+        return self.mean - Z_95 * self.standard_error, self.mean + Z_95 * self.standard_error
 
 
 class TuningReport:
@@ -56,20 +56,20 @@ class TuningReport:
 
     def __init__(self, scores: Sequence[str] = ()) -> None:
         self.scores = list(scores)
-        self._files: set[str] = set()
+        self._new_files = NewFiles()
         self._columns: dict[str, list[np.ndarray]] = {}
 
     def update(self, table: ParquetFolder) -> bool:
         """Read the files that have come since the last call; returns whether there were any."""
-        new = [path for path in table.files() if path not in self._files]
-        for path, rows in zip(new, table.read(new), strict=True):
-            self._files.add(path)
+        found = False
+        for rows in self._new_files.read(table):
+            found = True
             suffix = f"_null_{TUNE}"
             self.scores = [name.removesuffix(suffix) for name in rows.column_names if name.endswith(suffix)]
             for name in rows.column_names:
                 if not name.endswith("_seeds"):
                     self._columns.setdefault(name, []).append(rows[name].to_numpy(zero_copy_only=False))
-        return bool(new)
+        return found
 
     def __getitem__(self, name: str) -> np.ndarray:
         """A column, (rows,)."""
@@ -145,7 +145,7 @@ class TuningReport:
                 rows.append([LABELS[method], words, *means])
             gains = [Gain.of(self.gains(score, split)) for score in shown]
             rows.append(["gain over global", words, *(_number(gain.mean, "+") for gain in gains)])
-            rows.append(["  +- (95 %)", words, *(_number(_Z_95 * gain.standard_error) for gain in gains)])
+            rows.append(["  +- (95 %)", words, *(_number(Z_95 * gain.standard_error) for gain in gains)])
             rows.append(["  share improved", words, *(f"{gain.improved:.2f}" for gain in gains)])
         cut = int((self["status"] == TRUNCATED).sum())
         head = (
@@ -241,7 +241,7 @@ def _by_category(report: TuningReport) -> tuple[list[str], list[float], list[flo
     return (
         list(groups),
         [gain.mean for gain in groups.values()],
-        [0.0 if math.isnan(gain.standard_error) else _Z_95 * gain.standard_error for gain in groups.values()],
+        [0.0 if math.isnan(gain.standard_error) else Z_95 * gain.standard_error for gain in groups.values()],
         [gain.improved for gain in groups.values()],
     )
 

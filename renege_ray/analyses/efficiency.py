@@ -36,10 +36,10 @@ from renege_ray.pictures import render
 from renege_ray.progress import counted
 from renege_ray.randomness import generator
 from renege_ray.sampling_flags import positive
+from renege_ray.statistics import Z_95
 
 NUM_PROBES, IMAGES_PER_PROBE, LORA_RANKS = 256, 4, (4, 16)
 WEIGHTS = "all weights"
-_Z_95 = 1.96
 _PROJECTIONS = (".to_q", ".to_k", ".to_v", ".to_out.0")
 
 
@@ -245,7 +245,7 @@ def analyse(subject: Subject) -> Findings:
         [
             f"n ({subject.label})" if name == "n" else name,
             str(it.size),
-            *(f"{x:.3g}" for x in (it.rms, it.squared_norm, it.value, _Z_95 * it.standard_error)),
+            *(f"{x:.3g}" for x in (it.rms, it.squared_norm, it.value, Z_95 * it.standard_error)),
             *(f"{x:.3g}" for x in (it.norm_per_number, it.at_own_scale)),
         ]
         for name, it in found.items()
@@ -263,7 +263,7 @@ def _in_words(found: Mapping[str, Efficiency]) -> str:
     n, weights = found["n"], found[WEIGHTS]
     ratio, error = n.ratio_to(weights)
     return (
-        f"n against all weights: E {ratio:.3g} +- {_Z_95 * error:.2g} times (95 %, {len(n.squares)} probes), "
+        f"n against all weights: E {ratio:.3g} +- {Z_95 * error:.2g} times (95 %, {len(n.squares)} probes), "
         f"|J|/dim {n.norm_per_number / weights.norm_per_number:.3g} times, "
         f"E rms^2 {n.at_own_scale / weights.at_own_scale:.3g} times"
     )
@@ -275,7 +275,7 @@ def draw(found: Mapping[str, Efficiency], label: str) -> Image.Image:
 
     names = [f"n ({label})" if name == "n" else name for name in found]
     measured = found.values()
-    shares = [_Z_95 * it.standard_error / it.value for it in measured]
+    shares = [Z_95 * it.standard_error / it.value for it in measured]
     panels = {
         "E(p) = |J|$^2$ / dim p": ([it.value for it in measured], shares),
         "|J| / dim p": ([it.norm_per_number for it in measured], [share / 2 for share in shares]),  # of a root

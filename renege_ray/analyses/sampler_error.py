@@ -27,11 +27,11 @@ from renege_ray.pictures import render
 from renege_ray.progress import counted
 from renege_ray.randomness import noise
 from renege_ray.sampling_flags import positive
+from renege_ray.statistics import Z_95
 
 Sampler = Literal["DDIM", "DDPM"]
 SAMPLERS: tuple[Sampler, ...] = ("DDIM", "DDPM")
 NUM_IMAGES = 64
-_Z_95 = 1.96
 
 
 @torch.no_grad()
@@ -118,7 +118,7 @@ def _half_width(values: Tensor) -> Tensor:
     """Of the 95 % interval of the mean over the images, (T,); NaN for one image."""
     if len(values) < 2:
         return torch.full(values.shape[1:], math.nan, dtype=values.dtype)
-    return _Z_95 * values.std(dim=0) / math.sqrt(len(values))
+    return Z_95 * values.std(dim=0) / math.sqrt(len(values))
 
 
 def draw(schedule: Schedule, curves: dict[Sampler, tuple[Tensor, Tensor]], sampling: SamplingConfig) -> Image.Image:
