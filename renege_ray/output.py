@@ -11,6 +11,8 @@ from renege_ray.config import CONFIG_FILE
 from renege_ray.errors import UserError
 from renege_ray.whole_files import whole_file
 
+EMBEDDING_FILE = "negative_embedding.safetensors"  # what a training or a sweep has learned
+
 
 def check_output_dir(folder: Path, *, resume: bool) -> None:
     """Judge the folder without making it.

@@ -18,6 +18,7 @@ from renege_ray.method.ascent import Ascent
 from renege_ray.method.embedding import STORAGE_DTYPE, EmbeddingMetadata, NegativeEmbedding
 from renege_ray.models.base import TextToImage
 from renege_ray.models.layout import EmbeddingLayout
+from renege_ray.output import EMBEDDING_FILE
 from renege_ray.pictures import image_grid, save_png, text_table
 from renege_ray.prompts import source_label
 from renege_ray.rewards import RewardModel, RewardScorer
@@ -102,7 +103,7 @@ def write_results(config: RunConfig, facts: ModelFacts, state: TrainingState, te
     folder = config.output_dir
     ascent = Ascent(state.ascent["initial"], ascent_settings(config))
     ascent.restore(state.ascent)
-    best, last = folder / "negative_embedding.safetensors", folder / "last_embedding.safetensors"
+    best, last = folder / EMBEDDING_FILE, folder / "last_embedding.safetensors"
     for path, embedding, step in (
         (best, state.best.prompt_embeds, state.best.step),
         (last, ascent.averaged, state.step),

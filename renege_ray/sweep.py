@@ -144,11 +144,6 @@ def thrifty(config: RunConfig, base: RunConfig, objectives: Sequence[str]) -> Ru
     return parse_config(data)
 
 
-def with_seed(config: RunConfig, seed: int) -> RunConfig:
-    """The same settings on another seed."""
-    return config.model_copy(update={"seed": seed})
-
-
 def methods_of(objectives: Sequence[str]) -> set[str]:
     """The methods that metrics speak of: of null, handwritten and global."""
     words = {word for name in objectives for word in name.replace("win_rate_vs_", "").split("/")}

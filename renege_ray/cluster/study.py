@@ -182,10 +182,6 @@ class StudySearch(NotKept, OptunaSearch):
         frozen = self.study._storage.get_trial(trial._trial_id)
         return {int(step): value for step, value in frozen.intermediate_values.items()}
 
-    def number(self, trial_id: str) -> int:
-        """The number of a trial in the study."""
-        return int(self._ot_trials[trial_id].number)
-
     def note(self, trial_id: str, **facts: Any) -> None:
         """Set user attributes of a trial that runs."""
         for name, value in facts.items():

@@ -1,11 +1,10 @@
 """What a finished sweep leaves for people: report, best configuration and embedding, verdict, summary, last lines."""
 
-import json
 import shlex
 import shutil
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from optuna.trial import FrozenTrial, TrialState
@@ -13,17 +12,16 @@ from optuna.trial import FrozenTrial, TrialState
 from renege_ray.cluster.checkpoints import CheckpointStore
 from renege_ray.cluster.run_log import RunLog
 from renege_ray.cluster.study import STUDY_FILE, StudySearch
-from renege_ray.cluster.sweep_report import best_trial, write_sweep_report
+from renege_ray.cluster.sweep_report import STEPS, best_trial, write_sweep_report
 from renege_ray.cluster.sweep_trial import SweepJob, TrialTask, trial_folder, trial_root
 from renege_ray.cluster.trial_watch import read_result
-from renege_ray.output import shown_path
+from renege_ray.output import EMBEDDING_FILE, shown_path
 from renege_ray.results import ModelFacts, metadata_of, save_embedding
 from renege_ray.search_space import SearchSpace
 from renege_ray.seed_comparison import SeedComparison
 from renege_ray.sweep import test_name, thrifty
 
 FIRST_FRESH_SEED = 1000  # above the sweep's own
-EMBEDDING = "negative_embedding.safetensors"
 
 
 @dataclass(frozen=True)
@@ -106,13 +104,14 @@ def keep_results(
     artifacts |= write_sweep_report(search.study, space, job.base, folder)
     comparison = confirmation.compare(folder)
     verdict = comparison if isinstance(comparison, str) else comparison.verdict()
+    counts = _counts(search)
     table = folder / "results.txt"
     leaderboard = artifacts["leaderboard"].read_text(encoding="utf-8")
-    table.write_text(f"{leaderboard}\n{_summary_line(search, space, best)}\n{verdict}\n", encoding="utf-8")
+    table.write_text(f"{leaderboard}\n{_summary_line(counts, space, best)}\n{verdict}\n", encoding="utf-8")
     artifacts["table"] = table
     if embedding := _keep_embedding(job, space, best, log):
         artifacts["embedding"] = embedding
-    metrics = _counts(search) | dict(figures)
+    metrics = counts | dict(figures)
     metrics |= {f"best/{goal.metric}": value for goal, value in zip(space.objectives, best.values, strict=True)}
     metrics |= {} if isinstance(comparison, str) else comparison.metrics()
     log.metrics(len(search.trials()), metrics)
@@ -146,9 +145,9 @@ def _keep_embedding(job: SweepJob, space: SearchSpace, best: FrozenTrial, log: R
         return None
     state, facts = found[1], ModelFacts.from_plain(report.facts)
     config = space.config(job.base, best.params)
-    path = folder / EMBEDDING
+    path = folder / EMBEDDING_FILE
     save_embedding(path, state.best.prompt_embeds, config, facts, state.best.step)
-    metadata = json.loads(json.dumps(vars(metadata_of(config, facts, state.best.step)), default=str))
+    metadata = asdict(metadata_of(config, facts, state.best.step))
     log.register_embedding(path, facts.base_model, metadata, state.best.step)
     return path
 
@@ -160,13 +159,12 @@ def _counts(search: StudySearch) -> dict[str, float]:
         "sweep/finished": float(states.count(TrialState.COMPLETE)),
         "sweep/stopped_early": float(states.count(TrialState.PRUNED)),
         "sweep/failed": float(states.count(TrialState.FAIL)),
-        "sweep/updates": float(sum(trial.user_attrs.get("steps", 0) for trial in search.trials())),
+        "sweep/updates": float(sum(trial.user_attrs.get(STEPS, 0) for trial in search.trials())),
     }
 
 
-def _summary_line(search: StudySearch, space: SearchSpace, best: FrozenTrial) -> str:
+def _summary_line(counts: Mapping[str, float], space: SearchSpace, best: FrozenTrial) -> str:
     """How many trials came to what, and how much of the work early stopping has saved."""
-    counts = _counts(search)
     full = counts["sweep/trials"] * space.most_updates
     share = f", {counts['sweep/updates'] / full:.0%} of the updates of training all to the end" if full else ""
     values = ", ".join(f"{goal.metric} {value:.4f}" for goal, value in zip(space.objectives, best.values, strict=True))

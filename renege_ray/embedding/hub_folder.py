@@ -9,9 +9,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from renege_ray.config import CONFIG_FILE, RunConfig, read_config
-from renege_ray.embedding.model_card import EMBEDDING_FILE, CardFacts, model_card
+from renege_ray.embedding.model_card import CardFacts, model_card
 from renege_ray.errors import UserError, first_line
 from renege_ray.method.embedding import ATTENTION_MASK, NegativeEmbedding
+from renege_ray.output import EMBEDDING_FILE
 
 SUMMARY_FILE = "summary.json"
 CARD_FILE = "README.md"

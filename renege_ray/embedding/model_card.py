@@ -11,9 +11,9 @@ from renege_ray.config import RunConfig
 from renege_ray.image_statistics import ImageStatistics
 from renege_ray.method.embedding import EmbeddingMetadata
 from renege_ray.models.toy import EMBEDDED_MODELS
+from renege_ray.output import EMBEDDING_FILE
 from renege_ray.prompts import source_label
 
-EMBEDDING_FILE = "negative_embedding.safetensors"
 PAPER = "https://arxiv.org/abs/2412.19637"
 _METHODS = {"null": "empty text", "handwritten": "handwritten", "global": "this embedding", "prompt": "per prompt"}
 
