@@ -1,6 +1,7 @@
 """How a job begins whose command, given again, goes on: check everything, then open Ray, the output folder, the run."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Protocol, TypeVar
 
@@ -8,7 +9,7 @@ from renege_ray.cluster import journal
 from renege_ray.cluster import ray_session as session  # first: it sets up Ray's environment
 from renege_ray.cluster.resources import Node, WorkerShape, worker_shape
 from renege_ray.cluster.tracking import RunLog, open_run, resolve_uri
-from renege_ray.config import RunConfig, to_mapping, write_config
+from renege_ray.config import CONFIG_FILE, RunConfig, to_mapping, write_config
 from renege_ray.output import check_output_dir, make_output_dir
 
 
@@ -68,15 +69,22 @@ def run_repeatable(
     with session.shaped_session(config.cluster, partial(shape_on, config)) as shape:
         make_output_dir(config.output_dir, resume=resume)
         write_config(config, config.output_dir)
-        with open_run(
-            config.output_dir,
-            job=name,
-            experiment=config.experiment,
-            params=to_mapping(config),
-            tracking_uri=config.tracking_uri,
-        ) as log:
-            log.artifact(config.output_dir / "config.yaml")
+        with tracked_run(name, config) as log:
             return work(config, inputs, shape, log)
+
+
+@contextmanager
+def tracked_run(name: str, config: RunConfig) -> Iterator[RunLog]:
+    """The MLflow run of a job whose output folder has its configuration already."""
+    with open_run(
+        config.output_dir,
+        job=name,
+        experiment=config.experiment,
+        params=to_mapping(config),
+        tracking_uri=config.tracking_uri,
+    ) as log:
+        log.artifact(config.output_dir / CONFIG_FILE)
+        yield log
 
 
 def workers_on(config: RunConfig, nodes: Sequence[Node], autoscaled: bool) -> WorkerShape:

@@ -8,12 +8,13 @@ from safetensors.torch import load_file
 
 from renege_ray.cluster import ray_session as session  # first: it sets up Ray's environment
 from renege_ray.cluster.checkpoints import CheckpointStore, checkpoint_root
+from renege_ray.cluster.job import tracked_run
 from renege_ray.cluster.resources import WorkerShape, worker_shape
 from renege_ray.cluster.signals import StopRequest, run_until_stopped
-from renege_ray.cluster.tracking import RunLog, open_run, resolve_uri
+from renege_ray.cluster.tracking import RunLog, resolve_uri
 from renege_ray.cluster.train_worker import EVALUATION_FILE, TrainJob, train_loop
 from renege_ray.cluster.worker_group import first_cause
-from renege_ray.config import RunConfig, to_mapping, write_config
+from renege_ray.config import RunConfig, write_config
 from renege_ray.errors import UserError
 from renege_ray.evaluate import Evaluation, make_pairs
 from renege_ray.inputs import Inputs, check_inputs, find_problems, read_inputs, record_inputs
@@ -64,14 +65,7 @@ def run(config: RunConfig, *, resume: bool = False, dry_run: bool = False) -> in
         if not resume:
             record_inputs(inputs, config.output_dir)
             write_config(config, config.output_dir)
-        with open_run(
-            config.output_dir,
-            job="train_global",
-            experiment=config.experiment,
-            params=to_mapping(config),
-            tracking_uri=config.tracking_uri,
-        ) as log:
-            log.artifact(config.output_dir / "config.yaml")
+        with tracked_run("train_global", config) as log:
             return _train(config, inputs, shape, log)
 
 
