@@ -9,6 +9,7 @@ import pytest
 
 from renege_ray.agreement import disagreements
 from renege_ray.comparison import ALL, Comparison
+from renege_ray.statistics import bootstrap_means, without_pair_effects
 from tests.evaluation_tables import evaluation_table, made_up_scores
 
 METHODS = ["null", "handwritten", "global", "prompt"]
@@ -67,6 +68,24 @@ def test_neighbours_are_separated_where_they_are(comparison: Comparison) -> None
     # What all methods share is most of the variance: without pairing nothing could be told apart.
     row = comparison.mean("toy", "global")
     assert row["high"] - row["low"] > 3 * (row["paired_high"] - row["paired_low"])
+
+
+def test_separated_neighbours_have_intervals_that_do_not_overlap() -> None:
+    """By the intervals themselves, on either side of the criterion; a third method as wild as can be has no say."""
+    rng = np.random.default_rng(3)
+    base, wild = rng.normal(size=300), rng.normal(scale=30, size=300)
+    difference = rng.normal(size=300)
+    difference -= difference.mean()
+    answers = set()
+    for shift in (0.10, 0.13, 0.15, 0.17, 0.19, 0.3):
+        scores = {"null": base, "handwritten": base + difference + shift, "global": wild}
+        found = compare(evaluation_table({m: {"toy": v} for m, v in scores.items()}), ["toy"], list(scores))
+        freed = without_pair_effects(found.values["toy"][:, :2])
+        intervals = bootstrap_means(freed, list(found.pairs["prompt_id"]))
+        expected = bool(intervals.low[1] > intervals.high[0])
+        assert found.steps("toy")[0].separated == expected
+        answers.add(expected)
+    assert answers == {True, False}
 
 
 def test_what_is_not_ok_is_left_out_and_counted(table: pd.DataFrame) -> None:

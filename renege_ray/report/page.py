@@ -96,9 +96,9 @@ def _words(step: Step, digits: int) -> str:
     if step.low <= 0 <= step.high:
         return f"{by}: no difference can be told from {step.lower}"
     if step.separated:
-        return f"{by}: above {step.lower}, and their intervals do not overlap"
+        return f"{by}: above {step.lower}, and the intervals of the two, freed of what they share, do not overlap"
     if step.low > 0:
-        return f"{by}: above {step.lower}, but their intervals overlap"
+        return f"{by}: above {step.lower}, but the intervals of the two, freed of what they share, overlap"
     return (
         f"{by}: below {step.lower}"
         if step.high < 0
