@@ -230,4 +230,6 @@ def test_categories_stay_with_their_prompts(tmp_path: Path) -> None:
 
 def test_toy_stays_as_it_is() -> None:
     for split, found in load_splits({split: "toy" for split in SPLITS}).items():
-        assert found == PromptSet(tuple(captions.prompts(split)), f"toy ({split})")
+        texts = tuple(captions.prompts(split))
+        shapes = tuple(captions.parse(text)["shape"] for text in texts)
+        assert found == PromptSet(texts, f"toy ({split})", categories=shapes)
