@@ -90,6 +90,10 @@ def test_the_paper_space_follows_the_preset() -> None:
         rates = [point["optim.lr"] / preset.optim.lr for point in points]
         assert 0.1 <= min(rates) < 0.15
         assert 3 < max(rates) <= 4
+        space = read_search_space("paper", preset)
+        trial = space.config(preset, space.first_points(preset)[0])
+        assert trial.optim.steps == preset.optim.steps // 2 == space.most_updates
+        assert trial.validation.every == round(0.15 * trial.optim.steps) == space.scheduler.grace
 
 
 def test_words_become_one_handwritten_candidate(toy: RunConfig) -> None:

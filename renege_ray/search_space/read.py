@@ -102,11 +102,14 @@ def _space(path: Path, entry: Entry, base: RunConfig, drawing: Drawing, override
 
 
 def _overrides(entry: Entry, base: RunConfig) -> dict[str, Any]:
-    """{field: value}; `{share: 0.15, of: FIELD}` is a part of another field's value, at least 1 where that is whole."""
+    """{field: value}; `{share: 0.15, of: FIELD}` is a part of another field's value, at least 1 where that is whole.
+
+    The other field may be overridden itself, above.
+    """
     data, place = entry.value("overrides", "{}", {}), entry.place.at("overrides")
     if not isinstance(data, Mapping):
         place.fail(f"{shown_value(data)} is no map; for example {{optim.steps: 50}}")
-    values = values_of(base)
+    values = dict(values_of(base))
     overrides = {}
     for name, value in data.items():
         if name not in values:
@@ -119,7 +122,7 @@ def _overrides(entry: Entry, base: RunConfig) -> dict[str, Any]:
             if not is_number(whole):
                 part.fail("of", f"{shown_value(value['of'])} is no field with a number; for example optim.steps")
             value = max(1, round(share * whole)) if isinstance(whole, int) else share * whole
-        overrides[name] = value
+        overrides[name] = values[name] = value
     try:
         with_values(base, overrides)
     except UserError as error:
