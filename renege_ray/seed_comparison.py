@@ -39,10 +39,13 @@ class SeedComparison:
         """What the figures say, in a sentence."""
         low, high = self.interval()
         mean = fmean(self.differences())
-        figures = (
-            f"{mean:+.4f} on {self.metric} (95 % interval {low:+.4f} to {high:+.4f}, paired t over "
-            f"{len(self.best)} seeds)"
+        seeds = len(self.best)
+        interval = (
+            f"95 % interval {low:+.4f} to {high:+.4f}, paired t over {seeds} seeds"
+            if seeds > 1
+            else "on one seed, which says nothing of chance"
         )
+        figures = f"{mean:+.4f} on {self.metric} ({interval})"
         better, worse = (low > 0, high < 0) if self.maximise else (high < 0, low > 0)
         if better:
             return f"the best setting beats the preset's defaults on fresh seeds and held-out prompts: {figures}"

@@ -48,45 +48,56 @@ class TrialReport:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-class TrialReporter:
-    """Turns the progress of a training into trial reports and checkpoints.
+@dataclass(frozen=True)
+class TrialMemory:
+    """What goes with a checkpoint of a trial: the metrics of its best embedding, and the report of this moment.
 
-    A report comes before its checkpoint: what a killed trial repeats has been told already, and nothing is missing.
+    A report comes before its checkpoint, but the one who is told may have been killed meanwhile. So a trial that goes
+    on tells the report again: whoever knows it already takes no notice.
     """
+
+    best: dict[str, float]
+    report: TrialReport
+
+
+class TrialReporter:
+    """Turns the progress of a training into trial reports and checkpoints."""
 
     def __init__(
         self,
         config: RunConfig,
         objectives: Sequence[str],
         tell: Callable[[TrialReport], None],
-        save: Callable[[TrainingState, dict[str, float]], None],
-        best: Mapping[str, float] | None = None,
+        save: Callable[[TrainingState, TrialMemory], None],
         load_seconds: float = 0.0,
     ) -> None:
-        """`best`: the metrics of the best embedding so far, where a trial goes on from a checkpoint."""
         self._config, self._objectives = config, objectives
         self._tell, self._save, self._load_seconds = tell, save, load_seconds
-        self.best: dict[str, float] = dict(best or {})
+        self.best: dict[str, float] = {}
         self._curves: list[tuple[int, dict[str, float]]] = []
-        self._last_picture: bytes | None = None
+        self._last: TrialReport | None = None
         self._started = time.monotonic()
+
+    def go_on(self, memory: TrialMemory) -> None:
+        """Before the training goes on from a checkpoint."""
+        self.best = dict(memory.best)
+        self._send(memory.report)
 
     def report(self, progress: Progress) -> None:
         """What `train_global` is given to tell its progress to."""
         self._curves.append((progress.step, progress.metrics))
         evaluation = progress.evaluation
-        if evaluation is not None:
-            name = f"eval/global/{REWARD}/mean"
-            metrics = evaluation.metrics()
-            if not self.best or metrics[name] > self.best[name]:
-                self.best = metrics
-            values, picture = self.values(progress.step), self._picture(evaluation, progress.step)
-            if progress.step < self._config.optim.steps:
-                self._send(TrialReport(progress.step, values, self._taken(), picture))
-            else:  # `end` tells it together with the status
-                self._last_picture = picture
+        if evaluation is None:  # a state without one comes with a request to stop: the last validation's will do
+            return
+        name = f"eval/global/{REWARD}/mean"
+        metrics = evaluation.metrics()
+        if not self.best or metrics[name] > self.best[name]:
+            self.best = metrics
+        picture = picture_of(evaluation, self._config.validation.num_images, f"step {progress.step}")
+        report = TrialReport(progress.step, self.values(progress.step), self._taken(), picture)
+        self._send(report)
         if progress.state is not None:
-            self._save(progress.state, self.best)
+            self._save(progress.state, TrialMemory(self.best, report))
 
     def values(self, step: int) -> tuple[float, ...]:
         """The objectives so far. Raises TrialError where one is not a finite number."""
@@ -96,27 +107,23 @@ class TrialReporter:
         """Tell of a trial that is over."""
         step = result.state.step
         figures = {**self.best, "train/best_step": float(result.state.best.step), **metrics}
-        report = TrialReport(
-            step,
-            self.values(step),
-            self._taken(),
-            self._last_picture,
-            result.status,
-            metrics=figures,
-            facts=facts,
-        )
-        self._send(report)
+        last = self._last or TrialReport(step, self.values(step), self._taken())
+        self._tell_now(replace(last, status=result.status, metrics=figures, facts=facts))
 
     def _send(self, report: TrialReport) -> None:
+        """Tell it; the one after the last update waits for `end`, which tells it together with the status."""
+        if report.step < self._config.optim.steps:
+            self._tell_now(report)
+        else:
+            self._last = report
+
+    def _tell_now(self, report: TrialReport) -> None:
         seconds = time.monotonic() - self._started
         self._tell(replace(report, seconds=seconds, load_seconds=self._load_seconds))
 
     def _taken(self) -> tuple[tuple[int, dict[str, float]], ...]:
         curves, self._curves = tuple(self._curves), []
         return curves
-
-    def _picture(self, evaluation: Evaluation, step: int) -> bytes | None:
-        return picture_of(evaluation, self._config.validation.num_images, f"step {step}")
 
 
 def picture_of(evaluation: Evaluation, columns: int, title: str) -> bytes | None:

@@ -18,12 +18,10 @@ import ray
 import torch
 
 from renege_ray.cluster.kill_journal import MAX_KILLS, KillJournal, counted_start, journal_path
-from renege_ray.cluster.mailbox import Mailbox
+from renege_ray.cluster.mailbox import Mailbox, StopWatch
 from renege_ray.config import RunConfig
 from renege_ray.errors import describe
 from renege_ray.parquet_folder import ParquetFolder
-
-_SECONDS_BETWEEN_LOOKS = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +71,7 @@ class ChunkWorker(ABC, Generic[Item]):
         with self._telling_the_driver(), self._counted_start():
             self._load()
         self._load_seconds = time.monotonic() - started
-        self._next_look, self._stopping = 0.0, False
+        self._asked_to_stop = StopWatch(job.mailbox)
 
     @abstractmethod
     def _load(self) -> None:
@@ -119,7 +117,7 @@ class ChunkWorker(ABC, Generic[Item]):
             if 0 < kills.get(suspect.id, 0) < MAX_KILLS:
                 self._compute([suspect])
         self._compute([item for item in missing if not kills.get(item.id, 0)])
-        if not self._stopping:
+        if not self._asked_to_stop.stopping:
             self._journal.close()
         load_seconds, self._load_seconds = self._load_seconds, 0.0  # told once
         figures = {"rows": float(len(missing)), "seconds": time.monotonic() - started, "load_seconds": load_seconds}
@@ -128,12 +126,6 @@ class ChunkWorker(ABC, Generic[Item]):
     def _note(self, present: Sequence[str]) -> None:
         """The items of these ids are about to be computed, and no others."""
         self._journal.note(present)
-
-    def _asked_to_stop(self) -> bool:
-        if not self._stopping and time.monotonic() >= self._next_look:
-            self._next_look = time.monotonic() + _SECONDS_BETWEEN_LOOKS
-            self._stopping = self._job.mailbox.stop_requested()
-        return self._stopping
 
     def _counted_start(self) -> AbstractContextManager[None]:
         _, workers = self._config.cluster.worker_range

@@ -6,9 +6,12 @@ of their own; and the lines arrive as they are, without what Ray's forwarding of
 them.
 """
 
+import time
+
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
 
 _NAMESPACE = b"renege_ray"
+_SECONDS_BETWEEN_LOOKS = 0.5
 
 
 class Mailbox:
@@ -54,3 +57,21 @@ class Mailbox:
 
     def _key(self, note: str) -> bytes:
         return f"{self._name}/{note}".encode()
+
+
+class StopWatch:
+    """Whether the driver has asked to stop; once it has, for good. In a group of workers rank 0 looks, now and then,
+    and its answer reaches the others in their next sum.
+    """
+
+    def __init__(self, mailbox: Mailbox, rank: int = 0) -> None:
+        self._mailbox, self._rank = mailbox, rank
+        self._next_look = 0.0
+        self.stopping = False
+
+    def __call__(self) -> bool:
+        """Cheap enough to be asked before every step."""
+        if self._rank == 0 and not self.stopping and time.monotonic() >= self._next_look:
+            self._next_look = time.monotonic() + _SECONDS_BETWEEN_LOOKS
+            self.stopping = self._mailbox.stop_requested()
+        return self.stopping

@@ -24,7 +24,7 @@ from renege_ray.cluster.study import check_same_space, make_search
 from renege_ray.cluster.sweep_progress import SweepProgress
 from renege_ray.cluster.sweep_report import REASON, STEPS
 from renege_ray.cluster.sweep_results import Confirmation, keep_results
-from renege_ray.cluster.sweep_trial import SweepJob, TrialTask, trial_folder, trial_in_process, trial_on_workers
+from renege_ray.cluster.sweep_trial import SweepJob, TrialTask, trial_folder, trial_in_process
 from renege_ray.cluster.tracking import RunLog
 from renege_ray.cluster.trial_scheduler import Recollection, make_scheduler
 from renege_ray.cluster.trial_watch import TrialWatch, close_trial_log, open_trial_log, read_result
@@ -257,8 +257,10 @@ def run_on_tune(
     """
     from ray import tune
 
+    from renege_ray.cluster.group_trial import GroupTrial
+
     shape = job.shape
-    default = trial_in_process if shape.workers == 1 else trial_on_workers
+    default = trial_in_process if shape.workers == 1 else GroupTrial
     resources = tune.PlacementGroupFactory([shape.trial_resources()])
     with tempfile.TemporaryDirectory(prefix="renege_ray-") as scratch:
         tuner = tune.Tuner(
@@ -266,7 +268,7 @@ def run_on_tune(
             tune_config=tune.TuneConfig(
                 num_samples=count,
                 max_concurrent_trials=shape.concurrent,
-                # A group's driver waits in a thread that cannot be interrupted.
+                # A group ends with its trial.
                 reuse_actors=shape.workers == 1,
                 trial_dirname_creator=lambda trial: str(trial.trial_id),
                 **tune_config,
@@ -276,6 +278,7 @@ def run_on_tune(
                 storage_path=scratch,
                 callbacks=list(callbacks),
                 stop=stopper,
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # trials keep their own
                 failure_config=tune.FailureConfig(max_failures=job.base.cluster.max_failures),
                 verbose=0,
             ),

@@ -165,7 +165,7 @@ def _counts(search: StudySearch) -> dict[str, float]:
 
 def _summary_line(counts: Mapping[str, float], space: SearchSpace, best: FrozenTrial) -> str:
     """How many trials came to what, and how much of the work early stopping has saved."""
-    full = counts["sweep/trials"] * space.most_updates
+    full = counts["sweep/trials"] * space.most_updates if space.needs_training else 0
     share = f", {counts['sweep/updates'] / full:.0%} of the updates of training all to the end" if full else ""
     values = ", ".join(f"{goal.metric} {value:.4f}" for goal, value in zip(space.objectives, best.values, strict=True))
     return (

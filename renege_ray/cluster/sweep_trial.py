@@ -1,11 +1,11 @@
-"""What runs in the process of a trial: a global training there, or a group of Ray Train workers below it.
+"""What a trial of a sweep does on each of its workers, and trials of one worker, which train in their own process.
 
-Models are kept from one trial to the next: Ray Tune gives a process that has done with a trial the next one.
+Models are kept from one trial to the next: Ray Tune gives a process that has done with a trial the next one. Trials of
+several workers are in `cluster.group_trial`.
 """
 
 import json
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ import torch
 
 from renege_ray.cluster.checkpoints import CheckpointStore, checkpoint_name
 from renege_ray.cluster.chunk_worker import worker_device
+from renege_ray.cluster.mailbox import Mailbox
 from renege_ray.cluster.resources import TrialShape
 from renege_ray.config import RunConfig, parse_config, to_mapping
 from renege_ray.errors import UserError, describe
@@ -24,13 +25,22 @@ from renege_ray.models import load_model
 from renege_ray.models.base import TextToImage
 from renege_ray.results import ModelFacts
 from renege_ray.rewards import WeightedReward
-from renege_ray.sweep import TrialError, TrialReport, TrialReporter, as_test, measure, measured_only, methods_of
+from renege_ray.sweep import (
+    TrialError,
+    TrialMemory,
+    TrialReport,
+    TrialReporter,
+    as_test,
+    measure,
+    measured_only,
+    methods_of,
+)
 from renege_ray.train_global import Rewards, TrainingError, train_global
 from renege_ray.training_state import TrainingState
 from renege_ray.workers import Workers
 
 ATTEMPT = "attempt-001"  # a trial that goes on does so in the same place
-BEST_METRICS_FILE = "best_metrics.json"
+MEMORY_FILE, PICTURE_FILE = "told.json", "validation.png"
 REPORT, STEP, STATUS = "report", "step", "status"
 
 
@@ -52,6 +62,10 @@ class SweepJob:
     root: str
     objectives: tuple[str, ...]
     shape: TrialShape
+
+    def mailbox(self, folder: str) -> Mailbox:
+        """Where the workers of a trial are asked to stop."""
+        return Mailbox(trial_root(self.root, folder))
 
     def inputs_of(self, config: RunConfig) -> Inputs:
         """The prompts and the initial embedding of a trial, read here only where the space varies them."""
@@ -83,11 +97,6 @@ def trial_in_process(given: dict[str, Any], job: SweepJob) -> None:
     with_reasons(lambda: run_trial(job, TrialTask.from_tune(given), Workers(), worker_device(), _tell_tune))
 
 
-def trial_on_workers(given: dict[str, Any], job: SweepJob) -> None:
-    """A function for Ray Tune: a group of Ray Train workers, whose rank 0 tells Tune."""
-    with_reasons(lambda: _run_group(given, job))
-
-
 def with_reasons(work: Callable[[], None]) -> None:
     """Do it; an exception becomes the reason of a failed trial, and the process lives on for the next one."""
     try:
@@ -95,12 +104,14 @@ def with_reasons(work: Callable[[], None]) -> None:
     except torch.AcceleratorError:
         raise  # nothing works in this process any more
     except Exception as error:
-        known = isinstance(error, TrialError | TrainingError | UserError)
-        _tell_tune(failure(str(error) if known else describe(error)))
+        _tell_tune(failure(error))
 
 
-def failure(reason: str) -> TrialReport:
+def failure(reason: str | Exception) -> TrialReport:
     """The last report of a trial that has no value."""
+    if isinstance(reason, Exception):
+        known = isinstance(reason, TrialError | TrainingError | UserError)
+        reason = str(reason) if known else describe(reason)
     return TrialReport(-1, (), status="failed", reason=reason)
 
 
@@ -125,6 +136,7 @@ def run_trial(
     device: torch.device,
     tell: Callable[[TrialReport], None],
     resume: TrainingState | None = None,
+    asked_to_stop: Callable[[], bool] = lambda: False,
 ) -> None:
     """Train on this rank, from the trial's newest checkpoint if there is one; every rank tells the same reports.
 
@@ -136,7 +148,7 @@ def run_trial(
         resume = checkpoints.newest()
     torch.set_num_threads(resume.threads if resume else job.shape.threads)
     started = time.monotonic()
-    model, rewards = _loaded.get(task.config, device)
+    model, rewards = loaded_models.get(task.config, device)
     load_seconds = time.monotonic() - started
     inputs, methods = job.inputs_of(task.config), methods_of(job.objectives)
     if "global" not in methods:  # nothing has to be learned for what is asked
@@ -145,9 +157,9 @@ def run_trial(
         arguments = (task.config, job.objectives, evaluation, seconds, load_seconds)
         tell(measured_only(*arguments, held_out=task.test))
         return
-    reporter = TrialReporter(
-        task.config, job.objectives, tell, checkpoints.save, checkpoints.best_metrics(resume), load_seconds
-    )
+    reporter = TrialReporter(task.config, job.objectives, tell, checkpoints.save, load_seconds)
+    if resume is not None:
+        reporter.go_on(checkpoints.memory(resume))
     result = train_global(
         task.config,
         model,
@@ -157,8 +169,11 @@ def run_trial(
         initial=inputs.initial,
         resume=resume,
         report=reporter.report,
+        asked_to_stop=asked_to_stop,
         test=False,
     )
+    if result.status == "interrupted":
+        return
     metrics = {"perf/load_seconds": load_seconds}
     if task.test:
         state = result.state
@@ -168,7 +183,7 @@ def run_trial(
 
 
 class TrialCheckpoints:
-    """The newest checkpoint of a trial, with the metrics of its best embedding beside the state."""
+    """The newest checkpoint of a trial, with what the trial has told beside the state."""
 
     def __init__(self, job: SweepJob, task: TrialTask, workers: Workers) -> None:
         self._store = CheckpointStore(trial_root(job.root, task.folder))
@@ -179,20 +194,24 @@ class TrialCheckpoints:
         found = self._store.newest_intact()
         return found[1] if found else None
 
-    def best_metrics(self, state: TrainingState | None) -> dict[str, float]:
-        """The metrics of the best embedding at a checkpoint; {} for None."""
-        if state is None:
-            return {}
+    def memory(self, state: TrainingState) -> TrialMemory:
+        """What was saved together with a state."""
         with self._store.folder(f"{ATTEMPT}/{checkpoint_name(state.step)}") as folder:
-            found: dict[str, float] = json.loads((folder / BEST_METRICS_FILE).read_text(encoding="utf-8"))
-        return found
+            found = json.loads((folder / MEMORY_FILE).read_text(encoding="utf-8"))
+            picture = (folder / PICTURE_FILE).read_bytes() if (folder / PICTURE_FILE).exists() else None
+        curves = tuple((step, metrics) for step, metrics in found["curves"])
+        return TrialMemory(found["best"], TrialReport(state.step, tuple(found["values"]), curves, picture))
 
-    def save(self, state: TrainingState, best: Mapping[str, float]) -> None:
+    def save(self, state: TrainingState, memory: TrialMemory) -> None:
         """Keep this one; rank 0 alone has something to do."""
         if self._rank == 0:
+            report = memory.report
+            text = json.dumps({"best": memory.best, "values": report.values, "curves": report.curves})
 
             def write(folder: Path) -> None:
-                (folder / BEST_METRICS_FILE).write_text(json.dumps(best), encoding="utf-8")
+                (folder / MEMORY_FILE).write_text(text, encoding="utf-8")
+                if report.picture is not None:
+                    (folder / PICTURE_FILE).write_bytes(report.picture)
                 state.write_files(folder)  # with the hash, by which a torn checkpoint is told, last
 
             self._store.replace(ATTEMPT, checkpoint_name(state.step), write)
@@ -234,57 +253,4 @@ class _Loaded:
         return self._model, replace(self._rewards, train=weighted)
 
 
-_loaded = _Loaded()
-
-
-def _run_group(given: dict[str, Any], job: SweepJob) -> None:
-    """Start the workers of a trial and wait for them."""
-    import ray.train
-    from ray.train.torch import TorchTrainer
-    from ray.tune.integration.ray_train import TuneReportCallback
-
-    from renege_ray.cluster.worker_group import first_cause
-
-    trainer = TorchTrainer(
-        _group_loop,
-        train_loop_config={"given": given, "job": job},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=job.shape.workers,
-            use_gpu=bool(job.shape.gpus),
-            resources_per_worker=job.shape.worker_resources(),
-        ),
-        run_config=ray.train.RunConfig(
-            name=f"group-{uuid.uuid4().hex[:8]}",
-            storage_path=f"{job.root}/{given['folder']}/ray",
-            callbacks=[TuneReportCallback()],
-            failure_config=ray.train.FailureConfig(max_failures=job.base.cluster.max_failures),
-            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
-        ),
-    )
-    try:
-        trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        raise TrialError(first_cause(error)) from error
-
-
-def _group_loop(parameters: dict[str, Any]) -> None:
-    """The training function of Ray Train in each worker of a trial."""
-    from renege_ray.cluster import worker_group
-
-    job: SweepJob = parameters["job"]
-    task = TrialTask.from_tune(parameters["given"])
-    workers, device = worker_group.this_worker(), worker_group.worker_device()
-
-    def tell(report: TrialReport) -> None:
-        ray.train.report(as_result(report) if workers.rank == 0 else {})
-
-    problem = worker_group.load_together(lambda: _loaded.get(task.config, device), workers)
-    if isinstance(problem, str):
-        tell(failure(problem))
-        return
-    store = CheckpointStore(trial_root(job.root, task.folder))
-    resume = worker_group.checkpoint_of_rank_zero(store, workers)
-    try:
-        run_trial(job, task, workers, device, tell, resume)
-    except (TrialError, TrainingError, UserError) as error:  # the same on every rank, and no restart would help
-        tell(failure(str(error)))
+loaded_models = _Loaded()

@@ -3,7 +3,6 @@ checkpoints.
 """
 
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from renege_ray.cluster.checkpoints import CheckpointStore, checkpoint_name
-from renege_ray.cluster.mailbox import Mailbox
+from renege_ray.cluster.mailbox import Mailbox, StopWatch
 from renege_ray.cluster.worker_group import checkpoint_of_rank_zero, load_together, this_worker, worker_device
 from renege_ray.config import RunConfig
 from renege_ray.models import load_model
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from renege_ray.cluster.run_log import RunLog
 
 EVALUATION_FILE = "evaluation.safetensors"
-_SECONDS_BETWEEN_LOOKS = 0.5
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ def train_loop(parameters: dict[str, Any]) -> dict[str, Any]:
             initial=job.initial,
             resume=resume,
             report=reporter.report,
-            asked_to_stop=_StopWatch(job.mailbox, workers.rank),
+            asked_to_stop=StopWatch(job.mailbox, workers.rank),
         )
     except TrainingError as error:  # the same on every rank, and no restart would help
         reporter.close()
@@ -102,22 +100,6 @@ def train_loop(parameters: dict[str, Any]) -> dict[str, Any]:
 def _load(config: RunConfig) -> tuple[TextToImage, Rewards]:
     device = worker_device()
     return load_model(config.model, device), Rewards.load(config.rewards, device)
-
-
-class _StopWatch:
-    """Whether the driver has asked to stop. Rank 0 looks, now and then; its answer reaches the others in the
-    next sum.
-    """
-
-    def __init__(self, mailbox: Mailbox, rank: int) -> None:
-        self._mailbox, self._rank = mailbox, rank
-        self._next_look = 0.0
-
-    def __call__(self) -> bool:
-        if self._rank != 0 or time.monotonic() < self._next_look:
-            return False
-        self._next_look = time.monotonic() + _SECONDS_BETWEEN_LOOKS
-        return self._mailbox.stop_requested()
 
 
 class _Reporter:

@@ -77,8 +77,7 @@ class TrialWatch(NotKept, ray.tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial whose process died too often, or that Ray could not start."""
-        lines = str(trial.get_error() or "").strip().splitlines()
-        reason = f"its process died: {lines[-1].strip()}" if lines else "its process died"
+        reason = f"its process died{_last_words(trial)}"
         if self._search is not None:
             self._search.fail(trial.trial_id, reason)
         report = TrialReport(-1, (), status="failed", reason=reason)
@@ -110,6 +109,15 @@ class TrialWatch(NotKept, ray.tune.Callback):
         if self._search is not None:
             ended = sum(trial.state.is_finished() for trial in self._search.trials())
             self._log.metrics(ended, self._progress.live_metrics())
+
+
+def _last_words(trial: Trial) -> str:
+    """The end of what Ray Tune has written of a trial's error, in the driver's part of its folder."""
+    try:
+        lines = Path(trial.error_file or "").read_text(encoding="utf-8").strip().splitlines()
+    except OSError:
+        return ""
+    return f": {' '.join(lines[-1].split())}" if lines else ""
 
 
 def open_trial_log(parent: RunLog, folder: Path, task: TrialTask) -> RunLog:

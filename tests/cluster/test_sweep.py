@@ -15,6 +15,7 @@ from typing import Any
 
 import optuna
 import pytest
+import ray
 import ray.tune
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -42,15 +43,15 @@ FLAGS = [
     "--cluster.cpus-per-worker", "1",
 ]  # fmt: skip
 SPACE = """
-parameters: {optim.lr: {distribution: loguniform, low: LOW, high: HIGH}}
+parameters: {FIELD: {distribution: loguniform, low: LOW, high: HIGH}}
 objectives: [{metric: eval/global/reward/mean, direction: maximize}]
 scheduler: {name: asha, grace: 2, reduction_factor: 2}
 trials: 6
 """
 
 
-def write_space(path: Path, low: float = 0.05, high: float = 0.5) -> Path:
-    path.write_text(SPACE.replace("LOW", str(low)).replace("HIGH", str(high)))
+def write_space(path: Path, low: float = 0.05, high: float = 0.5, field: str = "optim.lr") -> Path:
+    path.write_text(SPACE.replace("FIELD", field).replace("LOW", str(low)).replace("HIGH", str(high)))
     return path
 
 
@@ -169,14 +170,14 @@ def test_three_kills_lose_nothing_and_double_nothing(ray_cluster: str, tmp_path:
     assert trials_own_value(folder / "trials" / "0000") == pytest.approx(done[0].value, abs=1e-6)
 
 
-def check_mlflow(folder: Path, done: list[FrozenTrial]) -> None:
+def check_mlflow(folder: Path, done: list[FrozenTrial], field: str = "optim.lr") -> None:
     """The study and MLflow tell of the same trials."""
     runs = {int(run.info.run_name): run for run in child_runs(folder, "sweep_trial")}
     assert sorted(runs) == [trial.number for trial in done] and len(child_runs(folder, "sweep_trial")) == len(done)
     for trial in done:
         run = runs[trial.number]
         assert run.info.status == "FINISHED"
-        assert float(run.data.params["optim.lr"]) == pytest.approx(trial.params["optim.lr"])
+        assert float(run.data.params[field]) == pytest.approx(trial.params[field])
         assert run.data.metrics["sweep/stopped_early"] == (trial.state == TrialState.PRUNED)
 
 
@@ -270,12 +271,34 @@ def test_whatever_becomes_of_a_trial_the_others_go_on(
 
 
 def test_trials_of_two_workers_on_a_full_cluster(ray_cluster: str, tmp_path: Path) -> None:
-    """Two at a time fill the cluster; training in one process gives the same value."""
+    """Two at a time fill the cluster, and give their room to the next whether they finish or are stopped early;
+    training in one process gives the same value.
+    """
+    write_space(tmp_path / "space.yaml", 1.5, 6, "sampling.guidance_scale")  # images differ from the first update on
+    folder = tmp_path / "run"
+    assert sweep(flags(folder, "--trials", "6", "--workers-per-trial", "2", "--confirm-seeds", "0")) == 0
+    done = trials(folder)
+    states = [trial.state for trial in done]
+    assert len(states) == 6 and set(states) == {TrialState.COMPLETE, TrialState.PRUNED}
+    check_mlflow(folder, done, "sampling.guidance_scale")
+    check_steps(folder, done)
+    first = next(trial for trial in done if trial.state == TrialState.COMPLETE)
+    own = trials_own_value(folder / "trials" / f"{first.number:04d}")
+    assert first.value == pytest.approx(own, abs=1e-4)
+
+
+def test_trials_of_two_workers_stop_when_they_are_asked(ray_cluster: str, tmp_path: Path) -> None:
+    """A signal ends the sweep soon, its trials' workers with it; they go on from where they were."""
     write_space(tmp_path / "space.yaml")
     folder = tmp_path / "run"
-    given = ["--trials", "2", "--workers-per-trial", "2", "--scheduler", "none", "--confirm-seeds", "0"]
-    assert sweep(flags(folder, *given)) == 0
-    assert [trial.state for trial in trials(folder)] == [TrialState.COMPLETE] * 2
-    for trial in trials(folder):
-        own = trials_own_value(folder / "trials" / f"{trial.number:04d}")
-        assert trial.value == pytest.approx(own, abs=1e-4)
+    given = flags(folder, "--trials", "2", "--workers-per-trial", "2", "--confirm-seeds", "0", "--scheduler", "none")
+    with driver(given, ray_cluster) as process:
+        wait_for(lambda: bool(list(folder.glob("trials/*/checkpoints/*/step-*/state.json"))), process)
+        process.terminate()
+        assert process.wait(timeout=60) == 143
+    free = ray.available_resources().get("CPU", 0.0)
+    assert free == pytest.approx(4.0, abs=0.1), "workers outlive the sweep"
+    assert sweep(given) == 0
+    done = trials(folder)
+    assert [trial.state for trial in done] == [TrialState.COMPLETE] * 2
+    check_steps(folder, done)
