@@ -21,10 +21,10 @@ $(STAMP): pyproject.toml constraints.txt | $(BIN)/uv
 # A fresh folder each time: an output folder never holds two runs.
 demo: $(STAMP)
 	run="outputs/demo-$$(date +%Y%m%d-%H%M%S)"; n="$$run/negative_embedding.safetensors"; \
-	$(BIN)/python jobs/train_global.py --output-dir "$$run" --optim.steps 140 --validation.every 70 && \
+	$(BIN)/python jobs/train_global.py --output-dir "$$run" --optim.steps 110 --validation.every 55 && \
 	$(BIN)/python jobs/tune_prompts.py --init "$$n" --output-dir "$$run-prompts" \
-		--num-prompts 16 --tuning.eval-seeds 1 && \
-	$(BIN)/python jobs/evaluate.py --output-dir "$$run-report" --num-prompts 16 --seeds-per-prompt 4 \
+		--num-prompts 16 --tuning.eval-seeds 1 --tuning.steps 3 && \
+	$(BIN)/python jobs/evaluate.py --output-dir "$$run-report" --num-prompts 16 --seeds-per-prompt 3 \
 		--method null --method handwritten --method "global=$$n" --method "prompt=$$run-prompts"
 
 test: $(STAMP)
