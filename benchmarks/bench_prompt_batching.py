@@ -17,7 +17,7 @@ from renege_ray.config import RunConfig, load_preset, parse_config, to_mapping
 from renege_ray.encoded_prompts import EncodedPrompts
 from renege_ray.models import TextToImage, load_model
 from renege_ray.models.toy.captions import prompts as toy_prompts
-from renege_ray.train_global import Rewards
+from renege_ray.run_rewards import Rewards
 from renege_ray.tune_prompts import PromptTuner, TunedPrompt
 
 AIM_RATE, AIM_FILLED = 1.5, 0.9

@@ -20,7 +20,8 @@ from renege_ray.config import RunConfig
 from renege_ray.inputs import read_inputs
 from renege_ray.models import load_model
 from renege_ray.rewards import WeightedReward, load_rewards
-from renege_ray.train_global import Progress, Rewards, train_global
+from renege_ray.run_rewards import Rewards
+from renege_ray.train_global import Progress, train_global
 
 AIM = 0.95
 

@@ -15,7 +15,7 @@ from renege_ray.method.embedding import as_stored
 from renege_ray.micro_batches import MicroBatches
 from renege_ray.models.base import TextToImage
 from renege_ray.rewards.base import Scorer
-from renege_ray.train_global import Rewards
+from renege_ray.run_rewards import Rewards
 from renege_ray.tune_prompts import TunedPrompt, tuning_seeds
 
 METHODS = ("null", "handwritten", "global", "prompt")

@@ -22,7 +22,8 @@ from renege_ray.output import EMBEDDING_FILE
 from renege_ray.pictures import image_grid, save_png, text_table
 from renege_ray.prompts import source_label
 from renege_ray.rewards import RewardModel, RewardScorer
-from renege_ray.train_global import REWARD, Rewards, ascent_settings
+from renege_ray.run_rewards import REWARD, Rewards
+from renege_ray.train_global import ascent_settings
 from renege_ray.training_state import TrainingState
 
 LABELS = {"null": "null", "handwritten": "handwritten", "global": "global (learned)"}

@@ -15,7 +15,8 @@ from renege_ray.encoded_prompts import EncodedPrompts
 from renege_ray.evaluate import Evaluation, evaluate, make_pairs
 from renege_ray.models.base import TextToImage
 from renege_ray.pictures import image_grid
-from renege_ray.train_global import REWARD, Progress, Prompts, Result, Rewards, validation_pairs
+from renege_ray.run_rewards import REWARD, Rewards
+from renege_ray.train_global import Progress, Prompts, Result, validation_pairs
 from renege_ray.training_state import TrainingState
 from renege_ray.workers import Workers
 

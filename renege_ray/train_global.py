@@ -9,12 +9,11 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from renege_ray.config import RewardsConfig, RunConfig
+from renege_ray.config import RunConfig
 from renege_ray.early_stop import ValidationPoint, should_stop
 from renege_ray.effects import fingerprint
 from renege_ray.encoded_prompts import EncodedPrompts
@@ -24,14 +23,11 @@ from renege_ray.global_gradient import GlobalGradient, GradientOfBatch
 from renege_ray.method.ascent import Ascent, AscentReport, AscentSettings
 from renege_ray.method.embedding import as_stored
 from renege_ray.models.base import TextToImage
-from renege_ray.rewards import load_rewards, load_scorers
-from renege_ray.rewards.base import Reward, Scorer, as_scorer
-from renege_ray.rewards.weighted import WeightedReward
+from renege_ray.run_rewards import REWARD, Rewards
 from renege_ray.training_state import BestEmbedding, TrainingState
 from renege_ray.workers import Workers
 
 INVALID_IN_A_ROW = 10
-REWARD = "reward"  # the name of the weighted sum of the training rewards among the scores
 
 
 class TrainingError(RuntimeError):
@@ -45,34 +41,6 @@ class Prompts:
     train: Sequence[str]
     validation: Sequence[str]
     held_out: Sequence[str]
-
-
-@dataclass(frozen=True)
-class Rewards:
-    """What is trained against, and what is only looked at: held-out rewards and judges."""
-
-    train: WeightedReward
-    held_out: Sequence[Reward] = ()
-    judges: Sequence[Scorer] = ()
-
-    @classmethod
-    def load(cls, config: RewardsConfig, device: torch.device | str = "cpu") -> "Rewards":
-        """Those that a configuration names.
-
-        Raises:
-            UserError: a name that is not known, or weights that are missing or damaged.
-        """
-        options: dict[str, Any] = {"checkpoints": config.checkpoints, "dtype": config.dtype}
-        trained = load_rewards(config.train, device, **options)
-        return cls(
-            WeightedReward({reward: config.train[name] for name, reward in trained.items()}),
-            tuple(load_rewards(config.held_out, device, **options).values()),
-            tuple(load_scorers(config.judges, device, **options).values()),
-        )
-
-    def scorers(self) -> list[Scorer]:
-        """All of them; the weighted training reward goes by the name `reward`."""
-        return [_TrainingReward(self.train), *(as_scorer(reward) for reward in self.held_out), *self.judges]
 
 
 @dataclass(frozen=True)
@@ -368,19 +336,6 @@ class _Run:
             f"{self.config.validation.patience} validations while the training reward rose; the best "
             f"embedding by validation is that of step {self.best.step}"
         )
-
-
-class _TrainingReward:
-    """The weighted training reward, under the name `reward`, and its parts as one scorer."""
-
-    def __init__(self, reward: WeightedReward) -> None:
-        self._reward = reward
-        self.names: tuple[str, ...] = (REWARD, *reward.names)
-
-    def score(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-        with torch.no_grad():
-            parts = self._reward.parts(images, prompts)
-            return {REWARD: self._reward.combine(parts), **parts}
 
 
 def validation_pairs(config: RunConfig, prompts: Prompts) -> tuple[Pair, ...]:

@@ -31,7 +31,7 @@ from renege_ray.method.search import Search
 from renege_ray.micro_batches import MicroBatches
 from renege_ray.models.base import TextToImage
 from renege_ray.prompts import pair_seed, prompt_id
-from renege_ray.train_global import Rewards
+from renege_ray.run_rewards import Rewards
 from renege_ray.tuning_config import TuningConfig
 
 T = TypeVar("T")

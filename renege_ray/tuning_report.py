@@ -12,8 +12,8 @@ from PIL import Image
 from renege_ray.parquet_folder import NewFiles, ParquetFolder
 from renege_ray.pictures import render, text_table
 from renege_ray.prompt_scores import EVAL, METHODS, TUNE, column
+from renege_ray.run_rewards import REWARD
 from renege_ray.statistics import Z_95
-from renege_ray.train_global import REWARD
 from renege_ray.tuning_table import FAILED, TRUNCATED
 
 if TYPE_CHECKING:

@@ -23,7 +23,8 @@ from renege_ray.models.stable_diffusion import StableDiffusion
 from renege_ray.randomness import noise
 from renege_ray.results import ModelFacts, write_results
 from renege_ray.rewards import WeightedReward
-from renege_ray.train_global import Progress, Prompts, Result, Rewards, TrainingError, train_global
+from renege_ray.run_rewards import Rewards
+from renege_ray.train_global import Progress, Prompts, Result, TrainingError, train_global
 from renege_ray.training_state import TornCheckpointError, TrainingState, newest_intact
 from renege_ray.workers import Workers
 from tests.group import run_group

@@ -15,7 +15,7 @@ from renege_ray.gradient_steps import stratified_step
 from renege_ray.models.stable_diffusion import StableDiffusion
 from renege_ray.prompts import pair_seed, prompt_id
 from renege_ray.rewards import WeightedReward
-from renege_ray.train_global import Rewards
+from renege_ray.run_rewards import Rewards
 from renege_ray.tune_prompts import PromptTuner, TunedPrompt, tuning_seeds
 from tests.simple_rewards import Channel, NaNWhere, RaisesFor
 from tests.tiny import build_tiny_pipeline

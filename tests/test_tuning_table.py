@@ -22,7 +22,7 @@ from renege_ray.models.stable_diffusion import StableDiffusion
 from renege_ray.prompt_embeddings import PromptEmbeddings
 from renege_ray.prompt_scores import EVAL, METHODS, TUNE, PromptScores, column
 from renege_ray.rewards import WeightedReward
-from renege_ray.train_global import Rewards
+from renege_ray.run_rewards import Rewards
 from renege_ray.tune_prompts import PromptTuner, TunedPrompt, tuning_seeds
 from renege_ray.tuning_report import Gain, TuningReport, draw_distributions, write_listed
 from renege_ray.tuning_table import PromptToTune, TuningTable, make_row, table_schema

@@ -16,7 +16,7 @@ from renege_ray.method.embedding import EmbeddingMetadata
 from renege_ray.models import TextToImage, load_model
 from renege_ray.prompt_scores import PromptScores
 from renege_ray.prompts import source_label
-from renege_ray.train_global import Rewards
+from renege_ray.run_rewards import Rewards
 from renege_ray.tune_prompts import PromptTuner, TunedPrompt, tuning_seeds
 from renege_ray.tuning_table import PromptToTune, TuningTable, make_row, table_schema
 

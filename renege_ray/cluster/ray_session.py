@@ -36,7 +36,7 @@ import ray  # noqa: E402 (reads the environment above)
 import torch  # noqa: E402
 
 from renege_ray.cluster.resources import Node, WorkerShape, worker_shape  # noqa: E402
-from renege_ray.config import ClusterConfig  # noqa: E402
+from renege_ray.cluster_config import ClusterConfig  # noqa: E402
 from renege_ray.errors import UserError  # noqa: E402
 
 Shape = TypeVar("Shape")

@@ -25,6 +25,7 @@ from renege_ray.models import load_model
 from renege_ray.models.base import TextToImage
 from renege_ray.results import ModelFacts
 from renege_ray.rewards import WeightedReward
+from renege_ray.run_rewards import Rewards
 from renege_ray.sweep import (
     TrialError,
     TrialMemory,
@@ -35,7 +36,7 @@ from renege_ray.sweep import (
     measured_only,
     methods_of,
 )
-from renege_ray.train_global import Rewards, TrainingError, train_global
+from renege_ray.train_global import TrainingError, train_global
 from renege_ray.training_state import TrainingState
 from renege_ray.workers import Workers
 

@@ -21,7 +21,8 @@ from renege_ray.models.base import TextToImage
 from renege_ray.pictures import image_grid
 from renege_ray.progress import ProgressLine
 from renege_ray.results import ModelFacts
-from renege_ray.train_global import Progress, Prompts, Result, Rewards, TrainingError, train_global
+from renege_ray.run_rewards import Rewards
+from renege_ray.train_global import Progress, Prompts, Result, TrainingError, train_global
 from renege_ray.training_state import TrainingState
 from renege_ray.workers import Workers
 

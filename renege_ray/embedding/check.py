@@ -20,7 +20,7 @@ from renege_ray.models.frozen_pipeline import FrozenPipeline
 from renege_ray.prompt_embeddings import PromptEmbeddings
 from renege_ray.prompt_scores import EVAL, TUNE, column
 from renege_ray.rewards import WeightedReward
-from renege_ray.train_global import REWARD, Rewards
+from renege_ray.run_rewards import REWARD, Rewards
 
 
 @dataclass(frozen=True)

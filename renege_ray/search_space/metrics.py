@@ -5,7 +5,7 @@ from itertools import combinations
 from renege_ray.config import RunConfig
 from renege_ray.image_statistics import ImageStatistics
 from renege_ray.rewards.catalogue import JUDGE_SCORES, full_name
-from renege_ray.train_global import REWARD
+from renege_ray.run_rewards import REWARD
 
 METHODS = ("null", "handwritten", "global")
 

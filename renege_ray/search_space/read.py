@@ -11,6 +11,7 @@ from renege_ray.config_errors import did_you_mean, fields, shown_value, unknown_
 from renege_ray.effects import is_foreign
 from renege_ray.errors import UserError
 from renege_ray.rewards.catalogue import full_name
+from renege_ray.run_rewards import REWARD
 from renege_ray.search_space.constraints import Constraint, parse_constraint
 from renege_ray.search_space.declared_space import OF_THE_SWEEP, DeclaredSpace
 from renege_ray.search_space.entry import Entry, Place, is_number
@@ -18,7 +19,6 @@ from renege_ray.search_space.metrics import reported_metrics
 from renege_ray.search_space.python_space import DEFAULTS, PythonSpace
 from renege_ray.search_space.space import Drawing, Objective, SchedulerConfig, SearchSpace, values_of, with_preset
 from renege_ray.search_space.trials import EdgeTrial
-from renege_ray.train_global import REWARD
 from renege_ray.yaml_files import parse_yaml, read_text, yaml_lines
 
 SPACES = Path(__file__).parents[2] / "search_spaces"

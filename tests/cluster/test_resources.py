@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from renege_ray.cluster.resources import Node, capacity, trial_shape, worker_shape
-from renege_ray.config import ClusterConfig
+from renege_ray.cluster_config import ClusterConfig
 from renege_ray.errors import UserError
 
 

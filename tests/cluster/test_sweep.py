@@ -29,8 +29,9 @@ from renege_ray.errors import UserError
 from renege_ray.inputs import read_inputs
 from renege_ray.method.embedding import NegativeEmbedding
 from renege_ray.models import load_model
+from renege_ray.run_rewards import Rewards
 from renege_ray.sweep import TrialError, TrialReport
-from renege_ray.train_global import Progress, Rewards, train_global
+from renege_ray.train_global import Progress, train_global
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 

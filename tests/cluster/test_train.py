@@ -19,7 +19,8 @@ from renege_ray.config import RunConfig, load_preset
 from renege_ray.inputs import read_inputs
 from renege_ray.method.embedding import NegativeEmbedding
 from renege_ray.models import load_model
-from renege_ray.train_global import Result, Rewards, train_global
+from renege_ray.run_rewards import Rewards
+from renege_ray.train_global import Result, train_global
 from renege_ray.training_state import TornCheckpointError, TrainingState
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
