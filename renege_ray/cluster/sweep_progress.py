@@ -27,7 +27,7 @@ class SweepProgress:
         self._started = self._last_line = self._last_event = time.monotonic()
         self._running: dict[str, tuple[TrialTask, TrialReport | None]] = {}
         self._best: tuple[float, str] | None = None
-        self.done = self.stopped = self.failed = 0
+        self.done = self.stopped = self.failed = self._updates = 0
         self.seconds = self.slot_seconds = self.load_seconds = 0.0
 
     def metrics(self) -> dict[str, float]:
@@ -69,7 +69,8 @@ class SweepProgress:
         if latest is not None:
             self.seconds += latest.seconds
             self.load_seconds += latest.load_seconds
-        step = max(latest.step, 0) if latest else 0
+        step = _updates_of(latest)
+        self._updates += step
         how = "stopped early" if report is None else report.status
         value = f", {latest.values[0]:.4f}" if latest and latest.values else ""
         reason = f": {report.reason}" if report is not None and failed else ""
@@ -94,11 +95,18 @@ class SweepProgress:
         if self._best is not None:
             pieces.append(f"best {self._best[0]:.4f} ({self._best[1]})")
         if self._running:
-            steps = (
-                f"{max(report.step, 0) if report else 0}/{task.config.optim.steps}"
-                for task, report in self._running.values()
-            )
+            steps = (f"{_updates_of(report)}/{task.config.optim.steps}" for task, report in self._running.values())
             pieces.append(f"running at {', '.join(steps)}")
         if self.done:
-            pieces.append(f"ETA {duration((now - self._started) / self.done * (self._total - self.done))}")
+            pieces.append(f"ETA {duration((now - self._started) / self._worth() * (self._total - self._worth()))}")
         self._say(news + "  ".join(pieces))
+
+    def _worth(self) -> float:
+        """Trials that are done, those that run as the share that they have of the updates of one that has ended."""
+        usual = self._updates / self.done
+        running = (_updates_of(report) for _, report in self._running.values())
+        return self.done + sum(min(1.0, updates / usual) for updates in running if usual)
+
+
+def _updates_of(report: TrialReport | None) -> int:
+    return max(report.step, 0) if report else 0
