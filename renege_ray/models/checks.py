@@ -22,13 +22,24 @@ def check_files(config: ModelConfig, num_inference_steps: int) -> None:
     """Check the files of a model in a folder or on the Hub (from where they are downloaded here), reading no weights.
 
     Raises:
-        UserError: it cannot be found, makes no use of a negative, has a file that is missing or damaged, or a noise
-            schedule that has no such steps; or its ControlNet has no images to look at.
+        UserError: it cannot be found, makes no use of a negative, has a text encoder of another kind, a file that is
+            missing or damaged, or a noise schedule that has no such steps; or its ControlNet has no images to look at.
     """
     folder = find_folder(config)
     check_control(config, folder)
+    _check_text_encoder(folder, config.id)
     _check_weights(folder, config)
     _check_schedule(folder, config.id, num_inference_steps)
+
+
+def _check_text_encoder(folder: Path, model: str) -> None:
+    """No family's first text encoder ends in a projection: one vector a prompt, where one a token is wanted."""
+    named = read_json(folder / INDEX).get("text_encoder") or [None, None]
+    if named[1] == "CLIPTextModelWithProjection":
+        raise UserError(
+            f"model {model!r}: its text_encoder is a {named[1]}, which gives one vector a prompt instead of one "
+            "a token (its own pipeline cannot use it either); save it as a CLIPTextModel"
+        )
 
 
 def _check_weights(folder: Path, config: ModelConfig) -> None:

@@ -43,6 +43,14 @@ def test_what_can_be_loaded_is_not_refused(tmp_path: Path) -> None:
     refused(tmp_path / "0", "model.variant", "'fp16' is no variant", variant="fp16")
 
 
+def test_a_text_encoder_with_a_projection(copy: Callable[[str], Path]) -> None:
+    folder = copy("projected")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["text_encoder"] = ["transformers", "CLIPTextModelWithProjection"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    refused(folder, "one vector a prompt", "save it as a CLIPTextModel")
+
+
 def test_a_variant_of_some_parts(copy: Callable[[str], Path]) -> None:
     """As on the Hub, where only the denoiser may have a smaller file."""
     folder = copy("mixed")
