@@ -27,8 +27,8 @@ def check_files(config: ModelConfig, num_inference_steps: int) -> None:
     """
     folder = find_folder(config)
     check_control(config, folder)
-    _check_text_encoder(folder, config.id)
     _check_weights(folder, config)
+    _check_text_encoder(folder, config.id)
     _check_schedule(folder, config.id, num_inference_steps)
 
 
