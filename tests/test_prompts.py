@@ -134,7 +134,7 @@ def test_a_file_with_a_colon_in_its_name_is_that_file(tmp_path: Path) -> None:
 
 
 def test_what_goes_into_stored_metadata_names_no_folder() -> None:
-    labels = {"toy": "toy", "parti": "parti", "parti=/home/me/x.tsv": "parti", "/home/me/x.csv:caption": "x.csv"}
+    labels = {"toy": "toy", "parti": "parti", "parti=/some/dir/x.tsv": "parti", "/some/dir/x.csv:caption": "x.csv"}
     assert {source: source_label(source) for source in labels} == labels
 
 
