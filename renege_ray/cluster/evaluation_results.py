@@ -9,7 +9,7 @@ import pandas as pd
 
 from renege_ray.cluster.run_log import RunLog
 from renege_ray.comparison import BLACK, FAILED, NAN, Comparison
-from renege_ray.config import RunConfig
+from renege_ray.config import CONFIG_FILE, RunConfig
 from renege_ray.evaluation_inputs import EvaluationInputs, scores_of
 from renege_ray.evaluation_table import REWARD, score_names, with_weighted_reward
 from renege_ray.figures import number
@@ -68,7 +68,7 @@ def keep_results(
     log.metrics(len(table), metrics)
     failed, missing = int((table["status"] == FAILED).sum()), len(inputs.images) - len(table)
     too_many = failed > config.evaluation.max_failed
-    artifacts = {"config": "config.yaml", "table": "results.txt", "images": "images.parquet"}
+    artifacts = {"config": CONFIG_FILE, "table": "results.txt", "images": "images.parquet"}
     log.finish(
         "failed" if too_many or missing else "finished",
         artifacts={name: folder / file for name, file in artifacts.items()} | written,

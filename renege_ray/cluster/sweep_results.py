@@ -15,6 +15,7 @@ from renege_ray.cluster.study import STUDY_FILE, StudySearch
 from renege_ray.cluster.sweep_report import STEPS, best_trial, write_sweep_report
 from renege_ray.cluster.sweep_trial import SweepJob, TrialTask, trial_folder, trial_root
 from renege_ray.cluster.trial_watch import read_result
+from renege_ray.config import CONFIG_FILE
 from renege_ray.output import EMBEDDING_FILE, shown_path
 from renege_ray.results import ModelFacts, metadata_of, save_embedding
 from renege_ray.search_space import SearchSpace
@@ -100,7 +101,7 @@ def keep_results(
 ) -> int:
     """Write everything below the output folder; tell MLflow; print the last lines. Returns the exit code."""
     folder, best = job.base.output_dir, the_best(search)
-    artifacts = {"config": folder / "config.yaml", "study": folder / STUDY_FILE}
+    artifacts = {"config": folder / CONFIG_FILE, "study": folder / STUDY_FILE}
     artifacts |= write_sweep_report(search.study, space, job.base, folder)
     comparison = confirmation.compare(folder)
     verdict = comparison if isinstance(comparison, str) else comparison.verdict()

@@ -14,7 +14,7 @@ from renege_ray.cluster.signals import StopRequest, run_until_stopped
 from renege_ray.cluster.tracking import RunLog, resolve_uri
 from renege_ray.cluster.train_worker import EVALUATION_FILE, TrainJob, train_loop
 from renege_ray.cluster.worker_group import first_cause
-from renege_ray.config import RunConfig, write_config
+from renege_ray.config import CONFIG_FILE, RunConfig, write_config
 from renege_ray.errors import UserError
 from renege_ray.evaluate import Evaluation, make_pairs
 from renege_ray.inputs import Inputs, check_inputs, find_problems, read_inputs, record_inputs
@@ -173,7 +173,7 @@ def _keep_results(
     log.register_embedding(artifacts.embedding, facts.base_model, metadata, state.best.step)
     log.finish(
         "finished",
-        artifacts=artifacts.named() | {"config": config.output_dir / "config.yaml"},
+        artifacts=artifacts.named() | {"config": config.output_dir / CONFIG_FILE},
         metrics=metrics,
     )
     _print_results(artifacts, log)

@@ -13,7 +13,7 @@ from renege_ray.cluster.chunk_worker import worker_device
 from renege_ray.cluster.prompt_worker import TuningJob, initial_embedding
 from renege_ray.cluster.resources import WorkerShape
 from renege_ray.cluster.run_log import RunLog
-from renege_ray.config import RunConfig
+from renege_ray.config import CONFIG_FILE, RunConfig
 from renege_ray.encoded_prompts import EncodedPrompts
 from renege_ray.evaluate import Pair, generate
 from renege_ray.method.embedding import as_stored
@@ -54,7 +54,7 @@ def keep_results(
     results = folder / "results.txt"
     results.write_text(report.text(), encoding="utf-8")
     artifacts = {
-        "config": folder / "config.yaml",
+        "config": folder / CONFIG_FILE,
         "table": results,
         "gains": write_listed(report, folder / "gains.csv"),
     }
