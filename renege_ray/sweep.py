@@ -51,14 +51,15 @@ class TrialReport:
 
 @dataclass(frozen=True)
 class TrialMemory:
-    """What goes with a checkpoint of a trial: the metrics of its best embedding, and the report of this moment.
+    """What goes with a checkpoint of a trial: the metrics of its best embedding, and all reports up to this moment.
 
-    A report comes before its checkpoint, but the one who is told may have been killed meanwhile. So a trial that goes
-    on tells the report again: whoever knows it already takes no notice.
+    A report comes before its checkpoint, but the one who is told may have been killed meanwhile, or some reports later
+    where they are handed on by others. So a trial that goes on tells all of them again: whoever knows them already
+    takes no notice. Only the last one still has its picture.
     """
 
     best: dict[str, float]
-    report: TrialReport
+    reports: tuple[TrialReport, ...]
 
 
 class TrialReporter:
@@ -76,13 +77,15 @@ class TrialReporter:
         self._tell, self._save, self._load_seconds = tell, save, load_seconds
         self.best: dict[str, float] = {}
         self._curves: list[tuple[int, dict[str, float]]] = []
+        self._reports: list[TrialReport] = []
         self._last: TrialReport | None = None
         self._started = time.monotonic()
 
     def go_on(self, memory: TrialMemory) -> None:
         """Before the training goes on from a checkpoint."""
         self.best = dict(memory.best)
-        self._send(memory.report)
+        for report in memory.reports:
+            self._send(report)
 
     def report(self, progress: Progress) -> None:
         """What `train_global` is given to tell its progress to."""
@@ -98,7 +101,7 @@ class TrialReporter:
         report = TrialReport(progress.step, self.values(progress.step), self._taken(), picture)
         self._send(report)
         if progress.state is not None:
-            self._save(progress.state, TrialMemory(self.best, report))
+            self._save(progress.state, TrialMemory(self.best, (*self._reports[:-1], report)))
 
     def values(self, step: int) -> tuple[float, ...]:
         """The objectives so far. Raises TrialError where one is not a finite number."""
@@ -113,6 +116,7 @@ class TrialReporter:
 
     def _send(self, report: TrialReport) -> None:
         """Tell it; the one after the last update waits for `end`, which tells it together with the status."""
+        self._reports.append(replace(report, picture=None))
         if report.step < self._config.optim.steps:
             self._tell_now(report)
         else:

@@ -200,19 +200,24 @@ class TrialCheckpoints:
         with self._store.folder(f"{ATTEMPT}/{checkpoint_name(state.step)}") as folder:
             found = json.loads((folder / MEMORY_FILE).read_text(encoding="utf-8"))
             picture = (folder / PICTURE_FILE).read_bytes() if (folder / PICTURE_FILE).exists() else None
-        curves = tuple((step, metrics) for step, metrics in found["curves"])
-        return TrialMemory(found["best"], TrialReport(state.step, tuple(found["values"]), curves, picture))
+        reports = [
+            TrialReport(told["step"], tuple(told["values"]), tuple((step, metrics) for step, metrics in told["curves"]))
+            for told in found["reports"]
+        ]
+        return TrialMemory(found["best"], (*reports[:-1], replace(reports[-1], picture=picture)))
 
     def save(self, state: TrainingState, memory: TrialMemory) -> None:
         """Keep this one; rank 0 alone has something to do."""
         if self._rank == 0:
-            report = memory.report
-            text = json.dumps({"best": memory.best, "values": report.values, "curves": report.curves})
+            reports = [
+                {"step": report.step, "values": report.values, "curves": report.curves} for report in memory.reports
+            ]
+            text, picture = json.dumps({"best": memory.best, "reports": reports}), memory.reports[-1].picture
 
             def write(folder: Path) -> None:
                 (folder / MEMORY_FILE).write_text(text, encoding="utf-8")
-                if report.picture is not None:
-                    (folder / PICTURE_FILE).write_bytes(report.picture)
+                if picture is not None:
+                    (folder / PICTURE_FILE).write_bytes(picture)
                 state.write_files(folder)  # with the hash, by which a torn checkpoint is told, last
 
             self._store.replace(ATTEMPT, checkpoint_name(state.step), write)
