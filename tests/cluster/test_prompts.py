@@ -21,9 +21,9 @@ from tests.cluster.killing import below, job, wait_for, with_signal
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
-PROMPTS = 36
+PROMPTS, SLOTS = 36, 4
 FLAGS = [
-    "--tuning.lr", "2e-2", "--tuning.steps", "2", "--tuning.slots", "4", "--tuning.eval-seeds", "1",
+    "--tuning.lr", "2e-2", "--tuning.steps", "2", "--tuning.slots", str(SLOTS), "--tuning.eval-seeds", "1",
     "--sampling.num-inference-steps", "4", "--sampling.gradient-steps", "0,3", "--rewards.judges", "[]",
     "--cluster.cpus-per-worker", "1",
 ]  # fmt: skip
@@ -36,6 +36,17 @@ def files(folder: Path) -> int:
 def rows(folder: Path) -> pd.DataFrame:
     (table,) = folder.glob("prompts-*")
     return pd.read_parquet(table)
+
+
+def check_lost_work(folder: Path) -> None:
+    """A worker that was killed takes at most one block with it: what was in its slots, and what waited to be written
+    with the next of them.
+    """
+    done = set(rows(folder)["prompt_id"])
+    notes = [json.loads(path.read_text()) for path in folder.glob("prompts-*/.kills-*.json")]
+    lost = [set(note["present"]) - done for note in notes]
+    assert lost, "nothing was being computed when the signal came"
+    assert all(len(block) <= 2 * SLOTS - 1 for block in lost)
 
 
 def flags(folder: Path) -> list[str]:
@@ -66,6 +77,7 @@ def test_kills_lose_nothing_and_double_nothing(ray_cluster: str, tmp_path: Path)
     wait_for(lambda: not workers())
     before = rows(folder)
     assert before["prompt_id"].is_unique
+    check_lost_work(folder)
 
     written = files(folder)
     with job("tune_prompts", flags(folder), folder) as process:
@@ -74,6 +86,7 @@ def test_kills_lose_nothing_and_double_nothing(ray_cluster: str, tmp_path: Path)
             with_signal(pid, signal.SIGKILL)
         assert process.wait(timeout=120) != 0, "the driver lives on without its cluster"
     middle = rows(folder)
+    check_lost_work(folder)
     assert len(before) < len(middle) < PROMPTS
 
     last = from_args(flags(folder), "tune_prompts")
