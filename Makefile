@@ -27,11 +27,16 @@ demo: $(STAMP)
 	$(BIN)/python jobs/evaluate.py --output-dir "$$run-report" --num-prompts 16 --seeds-per-prompt 3 \
 		--method null --method handwritten --method "global=$$n" --method "prompt=$$run-prompts"
 
+# Tests that fill the cores by themselves, or wait for other processes, run one by one; the others on all cores.
+ALONE := ray or server or model or browser
+ON_ALL_CORES := --numprocesses logical --maxprocesses 8 --dist worksteal
+
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(ON_ALL_CORES) -m 'not ($(ALONE))'
+	$(BIN)/python -m pytest -m '$(ALONE)'
 
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest -m 'not ray and not server and not model and not browser'
+	$(BIN)/python -m pytest $(ON_ALL_CORES) -m 'not ($(ALONE) or slow)'
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

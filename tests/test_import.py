@@ -67,6 +67,7 @@ def test_importing_the_package_is_light() -> None:
     assert not modules_after("import renege_ray") & (PLATFORM | {"torch", "diffusers", "transformers", "pydantic"})
 
 
+@pytest.mark.slow
 def test_using_every_public_name_brings_in_no_platform() -> None:
     code = "import renege_ray\nfor name in renege_ray.__all__: getattr(renege_ray, name)"
     assert not modules_after(code) & PLATFORM

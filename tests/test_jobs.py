@@ -368,6 +368,7 @@ def test_a_folder_of_tuned_prompts_is_a_negative(model_folder: Path, tmp_path: P
         )
 
 
+@pytest.mark.slow
 def test_from_the_shell(tmp_path: Path) -> None:
     """One process for each job: exit code 2, one line on stderr, nothing on stdout, from any folder."""
     for command in (

@@ -110,6 +110,7 @@ def test_the_handwritten_negative_is_the_best_candidate(model: StableDiffusion, 
 
 
 @pytest.mark.parametrize(("per_rollout", "steps", "worlds"), [(1, 20, (1, 2, 4)), (2, 6, (1, 2))])
+@pytest.mark.slow
 def test_world_size_does_not_matter(
     model: StableDiffusion, tmp_path: Path, per_rollout: int, steps: int, worlds: tuple[int, ...]
 ) -> None:
@@ -133,6 +134,7 @@ def test_world_size_does_not_matter(
         assert difference < 1e-5
 
 
+@pytest.mark.slow
 def test_micro_batches_do_not_matter(model: StableDiffusion, tmp_path: Path) -> None:
     whole, _ = train(make_config(tmp_path), model)
     split, _ = train(make_config(tmp_path, optim={"micro_batch_size": 3}), model)
@@ -189,6 +191,7 @@ def test_steps_are_stratified_over_the_range(tmp_path: Path) -> None:
     assert all(abs(seen.count(index) - 200) < 60 for index in set(seen))
 
 
+@pytest.mark.slow
 def test_resume_is_exact_after_every_checkpoint(model: StableDiffusion, tmp_path: Path) -> None:
     config = make_config(tmp_path, optim={"ema_decay": 0.5})
     unbroken, seen = train(config, model)
@@ -212,6 +215,7 @@ def test_a_checkpoint_of_another_configuration_is_refused(model: StableDiffusion
         train(make_config(tmp_path, optim={"steps": 2}), model, resume=seen[0].state)
 
 
+@pytest.mark.slow
 def test_a_request_to_stop_leaves_a_checkpoint(model: StableDiffusion, tmp_path: Path) -> None:
     config = make_config(tmp_path, checkpoint={"every": 100})
     unbroken, _ = train(config, model)
@@ -278,6 +282,7 @@ def test_early_stop_rule() -> None:
     assert overoptimised_in_a_row(points((1, math.nan), (2, math.nan))) == 0, "nothing is held out"
 
 
+@pytest.mark.slow
 def test_training_stops_early_and_resumes_as_stopped(model: StableDiffusion, tmp_path: Path) -> None:
     class Opposite(Channel):
         def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -304,6 +309,7 @@ def test_initial_embeddings(model: StableDiffusion, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("build", [build_tiny_sdxl, build_tiny_pixart])
+@pytest.mark.slow
 def test_embeddings_of_several_tensors(build: Callable[[], Any], tmp_path: Path) -> None:
     """From the start to files, and from a file on; the use case does not know what is in an embedding."""
     pipeline = build()
@@ -327,6 +333,7 @@ def test_embeddings_of_several_tensors(build: Callable[[], Any], tmp_path: Path)
     assert torch.equal(seen[0].state.ascent["initial"], packed)
 
 
+@pytest.mark.slow
 def test_little_memory_changes_no_result(
     model: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -130,6 +130,7 @@ def close(a: Tensor, b: Tensor) -> float:
         {"tune_seeds": 3, "slots": 2, "steps": 3},
     ],
 )
+@pytest.mark.slow
 def test_a_batch_of_prompts_is_algorithm_1_for_each(model: StableDiffusion, tuning: dict[str, Any]) -> None:
     reward = Fickle()
     done = tune(model, PROMPTS, reward, **tuning)
@@ -144,6 +145,7 @@ def test_a_batch_of_prompts_is_algorithm_1_for_each(model: StableDiffusion, tuni
     assert len(lengths) > 1 or tuning, "all prompts took equally long: slots were never given away in between"
 
 
+@pytest.mark.slow
 def test_prompts_do_not_touch_each_other(model: StableDiffusion) -> None:
     """Together, one by one, in another order and with other numbers of slots: the same."""
     together = tune(model, PROMPTS, Fickle(), slots=5, gradients_per_rollout=2)
@@ -159,6 +161,7 @@ def test_prompts_do_not_touch_each_other(model: StableDiffusion) -> None:
             assert close(other[prompt].embedding, tuned.embedding) < 1e-4
 
 
+@pytest.mark.slow
 def test_the_same_batch_gives_the_same_bits(model: StableDiffusion) -> None:
     first, second = tune(model, PROMPTS), tune(model, PROMPTS)
     for prompt, tuned in first.items():
@@ -188,6 +191,7 @@ def test_what_is_returned_is_what_was_measured(model: StableDiffusion) -> None:
             torch.testing.assert_close(tuned.images[name], torch.cat(made), rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_prompt_that_raises_spoils_no_other(model: StableDiffusion) -> None:
     good = tune(model, [p for p in PROMPTS if "hen" not in p])
     mixed = tune(model, PROMPTS, RaisesFor("hen"))
@@ -225,6 +229,7 @@ def test_a_falling_held_out_reward_ends_the_search(model: StableDiffusion) -> No
     assert watched.rewards == pytest.approx(unwatched.rewards[:3], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_slots_are_filled_again_at_once(model: StableDiffusion) -> None:
     encoded = EncodedPrompts(model)
     rewards = Rewards(WeightedReward({Fickle(): 1.0}))

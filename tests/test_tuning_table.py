@@ -92,6 +92,7 @@ def folder(config: RunConfig, model: StableDiffusion, tmp_path_factory: pytest.T
     return root
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_a_diffusers_pipeline(config: RunConfig, model: StableDiffusion) -> None:
     """Every method, both kinds of seeds: means of the rewards of images that the plain pipeline makes."""
     rewards = make_rewards()

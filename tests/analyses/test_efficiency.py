@@ -51,6 +51,7 @@ def exact_squares(model: StableDiffusion, n: torch.Tensor) -> dict[str, float]:
     return totals
 
 
+@pytest.mark.slow
 def test_the_estimates_are_within_five_percent_of_the_exact_values(
     tiny_pipeline: Callable[..., StableDiffusionPipeline],
 ) -> None:

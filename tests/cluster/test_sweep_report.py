@@ -110,6 +110,7 @@ def test_every_figure_is_there_as_a_picture_and_on_the_page(paper: Any) -> None:
     assert not list(folder.rglob(".*"))  # no temporary file is left
 
 
+@pytest.mark.slow
 def test_several_objectives_make_a_pareto_front(tmp_path: Path) -> None:
     study, space, base = swept("rewards", 12)
     points = {trial.number: trial.values for trial in study.trials if trial.state == TrialState.COMPLETE}

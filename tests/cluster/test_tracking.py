@@ -248,6 +248,7 @@ def test_more_metrics_than_one_call_takes(database: str, tmp_path: Path) -> None
     assert list(history(client, log.run_id, "some/89")) == list(range(1, 30))
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_run_goes_on_without_doubling(database: str, tmp_path: Path) -> None:
     """The process is killed with a torn line; the resumed one repeats the steps since its checkpoint."""
     output_dir = tmp_path / "run"
@@ -293,6 +294,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert client.get_run(run_id).info.status == "KILLED"
 
 
+@pytest.mark.slow
 def test_copy_in_another_process_writes_and_the_opener_sends(database: str, tmp_path: Path) -> None:
     log = start(tmp_path / "run", database)
     (tmp_path / "log").write_bytes(pickle.dumps(log))
@@ -324,6 +326,7 @@ def test_copy_that_does_not_see_the_folder_sends_by_itself(database: str, tmp_pa
     assert client.get_run(str(log.run_id)).data.params["optim.lr"] == "0.005"
 
 
+@pytest.mark.slow
 def test_metrics_arrive_while_the_run_goes_on(database: str, tmp_path: Path) -> None:
     log = start(tmp_path / "run", database)
     log.metrics(1, {"a": 1.0})

@@ -25,6 +25,7 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize("killed_at", [2, 4, 6])
+@pytest.mark.slow
 def test_all_is_told_again(tiny_pipeline: Callable[..., Any], tmp_path: Path, killed_at: int) -> None:
     """Killed after any checkpoint, with every report lost: the next process tells all, as one that was never killed."""
     model = StableDiffusion(tiny_pipeline(prediction_type="v_prediction"), "tiny")

@@ -46,6 +46,7 @@ def write_run(folder: Path) -> Path:
     return Path(table.write(rows, table_schema(scores.names, model.embedding_layout, header)))
 
 
+@pytest.mark.slow
 def test_recorded_rewards_are_met_or_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = write_run(tmp_path)
     assert main(["check", str(tmp_path)]) == 0

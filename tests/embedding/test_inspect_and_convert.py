@@ -162,6 +162,7 @@ def test_bad_input(
     assert not (tmp_path / "n.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_from_the_shell(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "renege_ray.embedding", "inspect", "none.bin"],

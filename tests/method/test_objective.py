@@ -57,6 +57,7 @@ def objective_of(model: StableDiffusion, step: int, steps: int = 8) -> tuple[Cal
 
 
 @pytest.mark.parametrize("step", [2, 7])
+@pytest.mark.slow
 def test_the_gradient_is_right(double_model: StableDiffusion, step: int) -> None:
     rewards, n = objective_of(double_model, step)
     torch.autograd.gradcheck(rewards, n.clone().requires_grad_(), eps=1e-6, atol=1e-6, rtol=1e-4)

@@ -104,6 +104,7 @@ def hub() -> Iterator[str]:
     server.shutdown()
 
 
+@pytest.mark.slow
 def test_the_hub_without_the_model_or_out_of_reach(hub: str, tmp_path: Path) -> None:
     """In a process of its own: the client reads its address when it is imported."""
     code = """

@@ -52,6 +52,7 @@ def loras(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("part", ["unet", "text"])
 @pytest.mark.parametrize(("name", "family"), [("sd", StableDiffusion1), ("sdxl", StableDiffusionXL)])
+@pytest.mark.slow
 def test_images_are_those_of_diffusers_with_the_lora(
     loras: Path, name: str, family: type[Conformance], part: str
 ) -> None:

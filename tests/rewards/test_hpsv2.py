@@ -104,6 +104,7 @@ def test_another_activation_would_show(checkpoint: Path, reference: CLIP) -> Non
     assert (wrong - expected).abs().max() > 1e-3
 
 
+@pytest.mark.slow
 def test_the_real_widths(tmp_path: Path) -> None:
     """ViT-H/14 with one layer a tower: attention heads are 80 wide in one, 64 in the other."""
     reference = open_clip_model(layers=1, **HPSV2_TOWERS)

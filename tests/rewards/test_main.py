@@ -83,6 +83,7 @@ def test_bad_input(arguments: list[str], message: str, images: list[str], capsys
     assert said.out == "" and len(said.err.splitlines()) == 1 and said.err.startswith("error: ") and message in said.err
 
 
+@pytest.mark.slow
 def test_from_the_shell() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "renege_ray.rewards", "score", "--help"], capture_output=True, text=True, check=True

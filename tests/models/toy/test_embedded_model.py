@@ -96,6 +96,7 @@ def test_rewards_are_differentiable_and_rows_do_not_touch():
         assert torch.allclose(scores, alone, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_judge_is_a_scorer_with_nan_where_a_prompt_is_silent():
     scores = load_scorers(["judge"])["judge"].score(torch.rand(2, 3, 32, 32), ["a big red star on teal", "a zebra"])
     assert set(scores) == {"judge_clean", "judge_shape", "judge_colour", "judge_background", "judge_size"}

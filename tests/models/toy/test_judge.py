@@ -8,6 +8,8 @@ import torch
 from renege_ray.models.toy.judge import Judge, agreement
 from renege_ray.models.toy.scenes import DEFECTS, Picture, draw, random_defects, random_offset, scenes_of
 
+pytestmark = pytest.mark.slow  # a judge draws all that there is before its first verdict
+
 
 @pytest.fixture(scope="module")
 def judge():
