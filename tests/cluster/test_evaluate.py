@@ -56,7 +56,7 @@ class Raising(EvaluateWorker):
 def test_kills_lose_nothing_and_methods_are_added(
     ray_cluster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """SIGKILL of a worker and of the driver; the same command again; one method more; a few failures."""
+    """SIGKILL of a worker and of the driver; the same command again with one method more; a few failures."""
     from renege_ray.cluster import evaluate
 
     folder = tmp_path / "run"
@@ -78,25 +78,20 @@ def test_kills_lose_nothing_and_methods_are_added(
     before = rows(folder)
     assert not before.duplicated(["prompt_id", "pair_index", "method_key"]).any()
 
-    again = from_args([*flags, *METHODS], "evaluate")
-    assert again.resume and evaluate.run(again.config, resume=True) == 0
-    after = rows(folder)
-    assert len(after) == PROMPTS * SEEDS * 2 and set(after["status"]) == {"ok"}
-    key = ["prompt_id", "pair_index", "method_key"]
-    assert not after.duplicated(key).any()
-    kept = after.set_index(key).loc[[tuple(row) for row in before[key].to_numpy()], "score/toy"]
-    assert list(kept) == list(before["score/toy"]), "what was done stayed as it was"
-    capsys.readouterr()
-
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     monkeypatch.setattr(evaluate, "EvaluateWorker", Raising)
-    more = from_args([*flags, *METHODS, "--method", "text=dark"], "evaluate")
-    assert evaluate.run(more.config, resume=more.resume) == 1
+    again = from_args([*flags, *METHODS, "--method", "text=dark"], "evaluate")
+    assert again.resume and evaluate.run(again.config, resume=True) == 1
     printed = capsys.readouterr()
-    assert f"{len(after)} of {len(after) * 3 // 2} images have a row already" in printed.out
-    table = rows(folder)
-    failed = table[table["status"] == "failed"]
+    assert f"{len(before)} of {PROMPTS * SEEDS * 3} images have a row already" in printed.out
+    after = rows(folder)
+    key = ["prompt_id", "pair_index", "method_key"]
+    assert len(after) == PROMPTS * SEEDS * 3 and not after.duplicated(key).any()
+    kept = after.set_index(key).loc[[tuple(row) for row in before[key].to_numpy()], "score/toy"]
+    assert list(kept) == list(before["score/toy"]), "what was done stayed as it was"
+    failed = after[after["status"] == "failed"]
     assert len(failed) > 0 and set(failed["error"]) == {"ValueError: too difficult"}
+    assert set(failed["method"]) == {"text"}
     assert f"{len(failed)} images failed, and evaluation.max_failed is 0" in printed.err
     allowed = from_args([*flags, *METHODS, "--method", "text=dark,as=gloom", "--max-failed", "9"], "evaluate")
     assert evaluate.run(allowed.config, resume=allowed.resume) == 0, "nothing is left to do, and nine may fail"
