@@ -15,32 +15,38 @@ from renege_ray.figures import digits_for, interval, number
 
 
 def disagreements(comparison: Comparison, train_score: str, others: Sequence[str]) -> list[str]:
-    """A sentence for every two methods of which another score does not say what the training reward says, and one for
-    all those of which they do.
+    """A sentence for every two methods of which another score does not say what the training reward says, with the
+    contradictions first, and one for all those of which they do.
 
     A score says something where the 95 % interval of the paired difference excludes zero.
     """
     if not others:
         return ["No score beside the training reward was measured that could confirm it."]
-    found, agreed = [], 0
+    contradicted, unconfirmed, agreed = [], [], 0
     for lower, higher in combinations(comparison.methods, 2):
         row = comparison.between(train_score, higher, lower)
         trained = verdict(row)
         if trained is None:
             return ["There are too few prompts or seeds to say whether the scores agree: no interval is claimed."]
         better, worse = (higher, lower) if trained >= 0 else (lower, higher)
-        claim = comparison.between(train_score, better, worse)
-        against = _objections([comparison.between(score, better, worse) for score in others], trained != 0)
-        if not against:
-            agreed += 1
-        elif trained:
-            found.append(f"{train_score} puts {better} above {worse} ({amount(claim)}), but {against}.")
+        rows = [comparison.between(score, better, worse) for score in others]
+        against = _against(rows, claimed=trained != 0)
+        claim = f"{train_score} sees no difference of {better} and {worse}"
+        if trained:
+            claim = (
+                f"{train_score} puts {better} above {worse} ({amount(comparison.between(train_score, better, worse))})"
+            )
+        doubts = _doubts(rows) if trained else []
+        if against:
+            contradicted.append(f"{claim}, but {'; '.join(against + doubts)}.")
+        elif doubts:
+            unconfirmed.append(f"{claim}; {'; '.join(doubts)}.")
         else:
-            found.append(f"{train_score} sees no difference of {better} and {worse}, but {against}.")
+            agreed += 1
+    found = contradicted + unconfirmed
     if agreed:
         which = "every two negatives" if not found else f"the other {agreed} of {agreed + len(found)} comparisons"
-        confirm = "confirms" if len(others) == 1 else "confirm"
-        found.append(f"On {which}, {_joined(others)} {confirm} what {train_score} says.")
+        found.append(f"On {which}, {_say(others, 'confirms', 'confirm')} what {train_score} says.")
     return found
 
 
@@ -57,27 +63,36 @@ def amount(row: pd.Series) -> str:
     return f"{number(row['difference'], digits, signed=True)} {bounds}"
 
 
-def _objections(rows: Sequence[pd.Series], claimed: bool) -> str:
+def _against(rows: Sequence[pd.Series], *, claimed: bool) -> list[str]:
     """What other scores say against the claim that the rows' method is better than the other, or, where nothing is
-    claimed, that it is as good; "" where all say the same.
+    claimed, that it is as good.
     """
-    firm, undecided, silent = [], [], []
+    found = []
     for row in rows:
         score, _, method, other = row.name
         said = verdict(row)
-        if said is None:
-            silent.append(score)
-        elif said == 0:
-            undecided.append(score)
-        elif not claimed:
-            firm.append(f"{score} puts {method if said == 1 else other} above ({amount(row)})")
-        elif said == -1:
-            firm.append(f"{score} says the opposite ({amount(row)})")
-    if claimed and undecided:
-        firm.append(f"{_joined(undecided)} {'sees' if len(undecided) == 1 else 'see'} no difference")
-    if claimed and silent:
-        firm.append(f"{_joined(silent)} {'applies' if len(silent) == 1 else 'apply'} to too few pairs to tell")
-    return "; ".join(firm)
+        if claimed and said == -1:
+            found.append(f"{score} says the opposite ({amount(row)})")
+        elif not claimed and said:
+            found.append(f"{score} puts {method if said == 1 else other} above ({amount(row)})")
+    return found
+
+
+def _doubts(rows: Sequence[pd.Series]) -> list[str]:
+    """Which other scores do not tell whether the rows' method is better, after those that do; [] where all tell."""
+    said = {row.name[0]: verdict(row) for row in rows}
+    same, undecided, silent = ([score for score in said if said[score] == answer] for answer in (1, 0, None))
+    if not undecided and not silent:
+        return []
+    parts = [_say(same, "says the same", "say the same")] if same else []
+    parts += [_say(undecided, "sees no difference", "see no difference")] if undecided else []
+    return parts + (
+        [_say(silent, "applies to too few pairs to tell", "apply to too few pairs to tell")] if silent else []
+    )
+
+
+def _say(scores: Sequence[str], one: str, several: str) -> str:
+    return f"{_joined(scores)} {one if len(scores) == 1 else several}"
 
 
 def _joined(parts: Sequence[str]) -> str:

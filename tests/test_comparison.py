@@ -167,6 +167,11 @@ def test_words_say_where_the_scores_disagree(comparison: Comparison) -> None:
         scores[method] |= {"blind": noise * (1 if method == "null" else 1.01), "silent": np.full(60, math.nan)}
     found = compare(evaluation_table(scores), ["toy", "held_out", "blind", "silent"])
     said = disagreements(found, "toy", ["blind", "silent"])
-    assert "but blind sees no difference" in said[0] and "silent applies to too few pairs" in said[0]
+    assert said[0].endswith("; blind sees no difference; silent applies to too few pairs to tell.")
+    said = disagreements(found, "toy", ["held_out", "blind"])
+    assert "but held_out says the opposite" in said[0] and said[0].endswith("; blind sees no difference."), (
+        "it is first"
+    )
+    assert said[1].endswith("); held_out says the same; blind sees no difference.")
     assert "blind sees no difference of" in disagreements(found, "blind", ["toy"])[0]
     assert "toy puts handwritten above (+0.2" in disagreements(found, "blind", ["toy"])[0]
