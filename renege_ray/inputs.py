@@ -63,10 +63,18 @@ def read_inputs(config: RunConfig) -> Inputs:
 
 def find_problems(config: RunConfig) -> list[UserError]:
     """All that keeps `read_inputs` from its work, not only the first of it; empty if nothing does."""
-    checks: list[Callable[[], object]] = [
-        partial(check_model_and_lora, config.model, config.sampling.num_inference_steps),
+    return find_model_problems(
+        config,
         partial(_load_splits, config),
         partial(read_initial, config.optim.init, "optim.init", config.model),
+    )
+
+
+def find_model_problems(config: RunConfig, *more: Callable[[], object]) -> list[UserError]:
+    """All that keeps `check_models` from its work, and then `more`, not only the first of it."""
+    checks: list[Callable[[], object]] = [
+        partial(check_model_and_lora, config.model, config.sampling.num_inference_steps),
+        *more,
     ]
     problems: dict[str, UserError] = {}  # by their texts: a model that is not there keeps its encoder from being read
     try:
@@ -81,6 +89,12 @@ def find_problems(config: RunConfig) -> list[UserError]:
         except UserError as error:
             problems.setdefault(str(error), error)
     return list(problems.values())
+
+
+def first_problem(problems: Sequence[UserError]) -> UserError:
+    """One line for several problems that have been printed."""
+    more = f" (and {len(problems) - 1} more, see above)" if len(problems) > 1 else ""
+    return UserError(f"{problems[0]}{more}")
 
 
 def check_models(config: RunConfig) -> None:

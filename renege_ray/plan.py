@@ -83,10 +83,15 @@ def describe_plan(config: RunConfig, workers: str, notes: Sequence[str], problem
         *notes,
         *(f"{name}: {_counts(cost)}" for name, cost in parts.items()),
         f"in all: {_counts(total)}",
-        *([f"not ready: {problem}" for problem in problems] or [_estimate(config, total)]),
+        not_ready(problems) or _estimate(config, total),
         "dry run: nothing was started",
     ]
     return "\n".join(line for line in lines if line)
+
+
+def not_ready(problems: Sequence[UserError]) -> str:
+    """What is in the way of a run, a line each."""
+    return "\n".join(f"not ready: {problem}" for problem in problems)
 
 
 def describe_sweep_plan(

@@ -217,13 +217,26 @@ def test_a_dry_run_names_all_that_is_missing(nothing_starts: None, tmp_path: Pat
     rewards = ["--rewards.train", "{hpsv2: 1}", "--rewards.held-out", "pickscore"]
     local = ["--rewards.checkpoints", "{hpsv2: none.pt, pickscore: none}"]
     flags = [*rewards, *local, "--model", "./none", "--prompts", "none.txt", "--init", "none.pt"]
-    with pytest.raises(UserError, match=r"hpsv2-v2.1: there is no .*\(and 4 more, see the plan\)$"):
+    with pytest.raises(UserError, match=r"hpsv2-v2.1: there is no .*\(and 4 more, see above\)$"):
         job("train_global").main([*flags, "--output-dir", str(tmp_path / "out"), "--dry-run"])
     plan = capsys.readouterr().out
     assert "denoiser forward" in plan and "nothing was started" in plan
     missing = [line for line in plan.splitlines() if line.startswith("not ready: ")]
     for line, part in zip(missing, ("hpsv2-v2.1", "pickscore", "./none", "none.txt", "none.pt"), strict=True):
         assert part in line
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["tune_prompts", "evaluate", "sweep"])
+def test_a_dry_run_names_all_weights_that_are_missing(
+    name: str, nothing_starts: None, tmp_path: Path, capsys: Any
+) -> None:
+    rewards = ["--rewards.train", "{hpsv2: 1}", "--rewards.checkpoints", "{hpsv2: none.pt}"]
+    with pytest.raises(UserError, match=r"hpsv2-v2.1: there is no .*\(and 1 more, see above\)$"):
+        job(name).main([*rewards, "--model", "./none", "--output-dir", str(tmp_path / "out"), "--dry-run"])
+    lines = capsys.readouterr().out.splitlines()
+    for line, part in zip(lines, ("hpsv2-v2.1: there is no", "model './none'"), strict=True):
+        assert line.startswith("not ready: ") and part in line
     assert not any(tmp_path.iterdir())
 
 

@@ -10,7 +10,9 @@ from renege_ray.cluster import ray_session as session  # first: it sets up Ray's
 from renege_ray.cluster.resources import Node, WorkerShape, worker_shape
 from renege_ray.cluster.tracking import RunLog, open_run, resolve_uri
 from renege_ray.config import CONFIG_FILE, RunConfig, to_mapping, write_config
+from renege_ray.inputs import find_model_problems, first_problem
 from renege_ray.output import check_output_dir, make_output_dir
+from renege_ray.plan import not_ready
 
 
 class HasNotes(Protocol):
@@ -58,6 +60,9 @@ def run_repeatable(
     check_output_dir(config.output_dir, resume=resume)
     journal.check_job(config.output_dir, name)
     resolve_uri(config.tracking_uri, config.output_dir)
+    if dry_run and (problems := find_model_problems(config)):
+        print(not_ready(problems))
+        raise first_problem(problems)
     inputs = read(config)
     if session.uses_own_cluster():
         shape_on(config, [session.this_machine()], False)

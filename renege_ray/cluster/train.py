@@ -15,9 +15,8 @@ from renege_ray.cluster.tracking import RunLog, resolve_uri
 from renege_ray.cluster.train_worker import EVALUATION_FILE, TrainJob, train_loop
 from renege_ray.cluster.worker_group import first_cause
 from renege_ray.config import CONFIG_FILE, RunConfig, write_config
-from renege_ray.errors import UserError
 from renege_ray.evaluate import Evaluation, make_pairs
-from renege_ray.inputs import Inputs, check_inputs, find_problems, read_inputs, record_inputs
+from renege_ray.inputs import Inputs, check_inputs, find_problems, first_problem, read_inputs, record_inputs
 from renege_ray.output import check_output_dir, make_output_dir, shown_path
 from renege_ray.plan import describe_plan
 from renege_ray.results import Artifacts, ModelFacts, metadata_of, write_results
@@ -48,8 +47,7 @@ def run(config: RunConfig, *, resume: bool = False, dry_run: bool = False) -> in
     workers = f"{config.cluster.num_workers} worker(s)"
     if dry_run and (problems := find_problems(config)):
         print(describe_plan(config, workers, (), problems))
-        more = f" (and {len(problems) - 1} more, see the plan)" if len(problems) > 1 else ""
-        raise UserError(f"{problems[0]}{more}")
+        raise first_problem(problems)
     inputs = read_inputs(config)
     if resume:
         check_inputs(inputs, config.output_dir)
