@@ -67,6 +67,14 @@ def test_a_space_of_the_project_has_no_invalid_point_and_begins_with_the_preset(
         assert first == with_values(base, dict(space.overrides))
 
 
+def test_what_a_space_sets_for_all_trials_is_said(toy: RunConfig) -> None:
+    """Flags do not change it."""
+    given = with_values(toy, {"validation.every": 7})
+    space = read_search_space("paper", given)
+    assert "set by the space for all trials: optim.steps 50, validation.every 8" in space.notes
+    assert space.config(given, space.first_points(given)[0]).validation.every == 8
+
+
 def test_every_space_of_the_project_is_tested() -> None:
     assert space_names() == ["conditional", "full", "handwritten", "paper", "rewards"]
 

@@ -97,8 +97,15 @@ def _space(path: Path, entry: Entry, base: RunConfig, drawing: Drawing, override
         limits=_constraints(entry),
         wanted_points=(*points, *drawing.candidates(base)),
     )
-    notes = (*drawing.notes, *_check_first_points(space, entry, base, len(points)))
+    notes = (*_shared(overrides), *drawing.notes, *_check_first_points(space, entry, base, len(points)))
     return replace(space, notes=notes, most_updates=_check_edges(space, base))
+
+
+def _shared(overrides: Mapping[str, Any]) -> list[str]:
+    """What a user who has set one of these fields by a flag should know."""
+    if not overrides:
+        return []
+    return [f"set by the space for all trials: {', '.join(f'{name} {value}' for name, value in overrides.items())}"]
 
 
 def _overrides(entry: Entry, base: RunConfig) -> dict[str, Any]:
