@@ -29,13 +29,9 @@ def disagreements(comparison: Comparison, train_score: str, others: Sequence[str
         if trained is None:
             return ["There are too few prompts or seeds to say whether the scores agree: no interval is claimed."]
         better, worse = (higher, lower) if trained >= 0 else (lower, higher)
+        claim = _claim(comparison.between(train_score, better, worse))
         rows = [comparison.between(score, better, worse) for score in others]
         against = _against(rows, claimed=trained != 0)
-        claim = f"{train_score} sees no difference of {better} and {worse}"
-        if trained:
-            claim = (
-                f"{train_score} puts {better} above {worse} ({amount(comparison.between(train_score, better, worse))})"
-            )
         doubts = _doubts(rows) if trained else []
         if against:
             contradicted.append(f"{claim}, but {'; '.join(against + doubts)}.")
@@ -63,6 +59,14 @@ def amount(row: pd.Series) -> str:
     return f"{number(row['difference'], digits, signed=True)} {bounds}"
 
 
+def _claim(row: pd.Series) -> str:
+    """What the training reward says of the row's two methods, of which it does not put the second above."""
+    score, _, method, other = row.name
+    if not verdict(row):
+        return f"{score} sees no difference of {method} and {other}"
+    return f"{score} puts {method} above {other} ({amount(row)})"
+
+
 def _against(rows: Sequence[pd.Series], *, claimed: bool) -> list[str]:
     """What other scores say against the claim that the rows' method is better than the other, or, where nothing is
     claimed, that it is as good.
@@ -81,14 +85,15 @@ def _against(rows: Sequence[pd.Series], *, claimed: bool) -> list[str]:
 def _doubts(rows: Sequence[pd.Series]) -> list[str]:
     """Which other scores do not tell whether the rows' method is better, after those that do; [] where all tell."""
     said = {row.name[0]: verdict(row) for row in rows}
-    same, undecided, silent = ([score for score in said if said[score] == answer] for answer in (1, 0, None))
-    if not undecided and not silent:
+    if all(said.values()):
         return []
-    parts = [_say(same, "says the same", "say the same")] if same else []
-    parts += [_say(undecided, "sees no difference", "see no difference")] if undecided else []
-    return parts + (
-        [_say(silent, "applies to too few pairs to tell", "apply to too few pairs to tell")] if silent else []
-    )
+    words = {
+        1: ("says the same", "say the same"),
+        0: ("sees no difference", "see no difference"),
+        None: ("applies to too few pairs to tell", "apply to too few pairs to tell"),
+    }
+    grouped = {answer: [score for score in said if said[score] == answer] for answer in words}
+    return [_say(scores, *words[answer]) for answer, scores in grouped.items() if scores]
 
 
 def _say(scores: Sequence[str], one: str, several: str) -> str:

@@ -112,7 +112,7 @@ def test_words_become_one_handwritten_candidate(toy: RunConfig) -> None:
     assert ("blurry, out of focus",) in texts
     assert ("blurry, dark, washed out",) in texts
     nothing = dict.fromkeys(space.first_points(toy)[0], False)
-    assert space.config(toy, nothing).prompts.handwritten == toy.prompts.handwritten[:1], "the first word of the list"
+    assert space.config(toy, nothing).prompts.handwritten == ("a circle",), "the first word of the list"
 
 
 def test_a_range_of_steps_is_cut_at_the_end_of_the_sampler(tmp_path: Path, toy: RunConfig) -> None:
