@@ -4,11 +4,9 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,10 +30,10 @@ from renege_ray.models import load_model
 from renege_ray.run_rewards import Rewards
 from renege_ray.sweep import TrialError, TrialReport
 from renege_ray.train_global import Progress, train_global
+from tests.cluster.killing import job, wait_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
-ROOT = Path(__file__).resolve().parents[2]
 STEPS, TRIALS = 6, 6
 FLAGS = [
     "--optim.steps", str(STEPS), "--optim.batch-size", "4", "--optim.gradients-per-rollout", "1",
@@ -79,27 +77,6 @@ def child_runs(folder: Path, job: str) -> list[Run]:
     experiment = client.get_experiment_by_name("renege_ray")
     query = f"tags.mlflow.parentRunId = '{parent}' and tags.`renege_ray.job` = '{job}'"
     return list(client.search_runs([experiment.experiment_id], query))
-
-
-@contextmanager
-def driver(given: list[str], address: str) -> Iterator[subprocess.Popen[bytes]]:
-    """The job in its own process on the tests' cluster; it does not outlive the test."""
-    environment = os.environ | {"RAY_ADDRESS": address}
-    command = [sys.executable, str(ROOT / "jobs" / "sweep.py"), *given]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-
-
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes], seconds: float = 300) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, "the job ended before it was killed"
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +130,7 @@ def test_three_kills_lose_nothing_and_double_nothing(ray_cluster: str, tmp_path:
 
     seen: dict[int, float | None] = {}
     for at_least in (0, 2, 3):
-        with driver(fewer, ray_cluster) as process:
+        with job("sweep", fewer, folder, ray_cluster) as process:
             wait_for(partial(is_due, at_least, time.time()), process)
             os.kill(process.pid, signal.SIGKILL)
         for trial in trials(folder):
@@ -280,7 +257,7 @@ def test_trials_of_two_workers_on_a_full_cluster(ray_cluster: str, tmp_path: Pat
     write_space(tmp_path / "space.yaml", 1.05, 2.6, "sampling.guidance_scale")
     folder = tmp_path / "run"
     given = flags(folder, "--trials", "3", "--workers-per-trial", "2", "--confirm-seeds", "0")
-    with driver(given, ray_cluster) as process:
+    with job("sweep", given, folder, ray_cluster) as process:
         wait_for(lambda: bool(list(folder.glob("trials/*/checkpoints/*/step-*/state.json"))), process)
         process.terminate()
         assert process.wait(timeout=60) == 143
