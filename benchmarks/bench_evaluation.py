@@ -18,19 +18,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from renege_ray.config import ModelConfig, RunConfig, load_preset, parse_config, to_mapping
-from renege_ray.evaluate import initial_noise
-from renege_ray.evaluate_images import ImageMaker, Loaders
-from renege_ray.evaluation_inputs import scores_of
-from renege_ray.evaluation_table import ImageToMake
-from renege_ray.image_statistics import ImageStatistics
-from renege_ray.methods import parse_methods
+from renege_ray.config.run import ModelConfig, RunConfig, load_preset, parse_config, to_mapping
+from renege_ray.embeddings.methods import parse_methods
+from renege_ray.embeddings.negatives import Negative
+from renege_ray.evaluation.images import ImageMaker, Loaders
+from renege_ray.evaluation.inputs import scores_of
+from renege_ray.evaluation.table import ImageToMake
 from renege_ray.models import TextToImage, load_model
 from renege_ray.models.toy.captions import prompts as toy_prompts
-from renege_ray.negatives import Negative
-from renege_ray.prompts import prompt_id
-from renege_ray.refine import load_refiner
+from renege_ray.output.image_statistics import ImageStatistics
+from renege_ray.prompts.refine import load_refiner
+from renege_ray.prompts.sources import prompt_id
 from renege_ray.rewards import load_scorers
+from renege_ray.sampling.images import initial_noise
 
 AIM = 0.9
 BATCHES, ROUNDS = 2, 3

@@ -17,10 +17,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.naive import naive_gradient
 from renege_ray.method.objective import reward_of_prediction
-from renege_ray.models.stable_diffusion import StableDiffusion
+from renege_ray.models.families.stable_diffusion import StableDiffusion
 from renege_ray.models.toy import GUIDANCE_SCALE, NUM_INFERENCE_STEPS, pipeline
-from renege_ray.randomness import noise
 from renege_ray.rewards import load_rewards
+from renege_ray.sampling.draws import noise
 
 AIM = 2.0
 ROUNDS = 15

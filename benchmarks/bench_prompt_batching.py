@@ -13,12 +13,12 @@ import time
 
 import torch
 
-from renege_ray.config import RunConfig, load_preset, parse_config, to_mapping
-from renege_ray.encoded_prompts import EncodedPrompts
+from renege_ray.config.run import RunConfig, load_preset, parse_config, to_mapping
 from renege_ray.models import TextToImage, load_model
 from renege_ray.models.toy.captions import prompts as toy_prompts
-from renege_ray.run_rewards import Rewards
-from renege_ray.tune_prompts import PromptTuner, TunedPrompt
+from renege_ray.sampling.encoded_prompts import EncodedPrompts
+from renege_ray.sampling.run_rewards import Rewards
+from renege_ray.tuning.tune import PromptTuner, TunedPrompt
 
 AIM_RATE, AIM_FILLED = 1.5, 0.9
 BATCH, UPDATES, ROUNDS = 16, 3, 2
@@ -67,7 +67,7 @@ def compare(model: TextToImage, rewards: Rewards) -> float:
 
 def filled(model: TextToImage, rewards: Rewards, prompts: int) -> float:
     """The share of the slots that were in use over a run of so many prompts."""
-    from renege_ray.cluster.prompts import CHUNK_ROUNDS
+    from renege_ray.cluster.pipelines.tuning_job import CHUNK_ROUNDS
 
     config = configure(sampler_steps=2, tune_seeds=1)
     tuner = make_tuner(config, model, rewards)

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import torch
 
-from renege_ray.cli import from_args
-from renege_ray.config import RunConfig
-from renege_ray.inputs import read_inputs
+from renege_ray.config.cli import from_args
+from renege_ray.config.run import RunConfig
 from renege_ray.models import load_model
 from renege_ray.rewards import WeightedReward, load_rewards
-from renege_ray.run_rewards import Rewards
-from renege_ray.train_global import Progress, train_global
+from renege_ray.sampling.run_rewards import Rewards
+from renege_ray.training.inputs import read_inputs
+from renege_ray.training.train import Progress, train_global
 
 AIM = 0.95
 
@@ -60,7 +60,7 @@ def bare(config: RunConfig) -> float:
 
 def on_ray(config: RunConfig) -> float:
     """The job, with one worker."""
-    from renege_ray.cluster.train import run
+    from renege_ray.cluster.training.job import run
 
     if run(config) != 0:
         raise SystemExit("training on Ray failed")

@@ -14,19 +14,19 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from renege_ray.cluster import ray_session as session  # first: it sets up Ray's environment
-from renege_ray.cluster.resources import TrialShape
-from renege_ray.cluster.study import make_search
-from renege_ray.cluster.sweep import run_on_tune
-from renege_ray.cluster.sweep_progress import SweepProgress
-from renege_ray.cluster.sweep_trial import SweepJob, TrialTask, as_result, trial_folder
-from renege_ray.cluster.tracking import open_run
-from renege_ray.cluster.trial_scheduler import Recollection, make_scheduler
-from renege_ray.cluster.trial_watch import TrialWatch
-from renege_ray.config import load_preset
-from renege_ray.inputs import read_inputs
-from renege_ray.search_space import read_search_space
-from renege_ray.sweep import TrialReport
+from renege_ray.cluster.session import ray_session as session  # first: it sets up Ray's environment
+from renege_ray.cluster.session.resources import TrialShape
+from renege_ray.cluster.sweep.job import run_on_tune
+from renege_ray.cluster.sweep.progress import SweepProgress
+from renege_ray.cluster.sweep.study import make_search
+from renege_ray.cluster.sweep.trial import SweepJob, TrialTask, as_result, trial_folder
+from renege_ray.cluster.sweep.trial_scheduler import Recollection, make_scheduler
+from renege_ray.cluster.sweep.watch import TrialWatch
+from renege_ray.cluster.tracking.runs import open_run
+from renege_ray.config.run import load_preset
+from renege_ray.sweeps.space import read_search_space
+from renege_ray.sweeps.trial import TrialReport
+from renege_ray.training.inputs import read_inputs
 
 REPORTS = 4
 

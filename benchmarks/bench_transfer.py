@@ -12,13 +12,13 @@ import time
 
 import torch
 
-from renege_ray.config import ModelConfig, load_preset
-from renege_ray.encoded_prompts import EncodedPrompts
-from renege_ray.evaluate import evaluate, make_pairs
-from renege_ray.inputs import read_initial
+from renege_ray.config.run import ModelConfig, load_preset
 from renege_ray.models import load_model
-from renege_ray.prompts import load_splits
+from renege_ray.prompts.sources import load_splits
 from renege_ray.rewards import load_scorers
+from renege_ray.sampling.encoded_prompts import EncodedPrompts
+from renege_ray.sampling.images import evaluate, make_pairs
+from renege_ray.training.inputs import read_initial
 
 
 def main() -> None:

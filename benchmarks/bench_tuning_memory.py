@@ -21,8 +21,8 @@ FLAGS = [
 DRIVER = """\
 import sys
 from pathlib import Path
-from renege_ray.cli import from_args
-from renege_ray.cluster.prompts import run
+from renege_ray.config.cli import from_args
+from renege_ray.cluster.pipelines.tuning_job import run
 
 code = run(from_args(sys.argv[1:], "tune_prompts").config)
 lines = Path("/proc/self/status").read_text().splitlines()

@@ -15,7 +15,7 @@ from renege_ray.method.guidance import guide
 from renege_ray.method.objective import RewardFunction
 from renege_ray.method.rollout import match_batch
 from renege_ray.method.schedule import Schedule, predict_x0_and_noise
-from renege_ray.models.stable_diffusion import StableDiffusion
+from renege_ray.models.families.stable_diffusion import StableDiffusion
 
 
 @contextmanager

@@ -6,8 +6,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout that is not installed
 
-from renege_ray.cli import run_job
-from renege_ray.generate import generate, parse_request
+from renege_ray.config.cli import run_job
+from renege_ray.evaluation.generate import generate, parse_request
 
 
 def main(argv: Sequence[str]) -> int:

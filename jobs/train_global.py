@@ -6,13 +6,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout, or the working folder of a Ray job
 
-from renege_ray.cli import from_args, run_job
+from renege_ray.config.cli import from_args, run_job
 
 
 def main(argv: Sequence[str]) -> int:
     """Parse, check, train. Returns the exit code; raises UserError for bad input."""
     invocation = from_args(argv, "train_global")
-    from renege_ray.cluster.train import run  # Ray and MLflow take seconds to import: not for a misspelt flag
+    from renege_ray.cluster.training.job import run  # Ray and MLflow take seconds to import: not for a misspelt flag
 
     return run(invocation.config, resume=invocation.resume, dry_run=invocation.dry_run)
 

@@ -8,14 +8,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from renege_ray.config import RunConfig, load_preset
+    from renege_ray.config.run import RunConfig, load_preset
+    from renege_ray.embeddings.negative_embedding import NegativeEmbedding
+    from renege_ray.embeddings.prompt_embeddings import PromptEmbeddings
     from renege_ray.errors import UserError
     from renege_ray.method.guidance import guide
     from renege_ray.method.rollout import rollout
     from renege_ray.method.schedule import Schedule, make_schedule
     from renege_ray.models import load_model
-    from renege_ray.models.negative_embedding import NegativeEmbedding
-    from renege_ray.prompt_embeddings import PromptEmbeddings
     from renege_ray.rewards import load_rewards
 
 __version__ = "0.1.0"
@@ -36,14 +36,14 @@ __all__ = [
 ]
 
 _HOME = {
-    "NegativeEmbedding": "renege_ray.models.negative_embedding",
-    "PromptEmbeddings": "renege_ray.prompt_embeddings",
-    "RunConfig": "renege_ray.config",
+    "NegativeEmbedding": "renege_ray.embeddings.negative_embedding",
+    "PromptEmbeddings": "renege_ray.embeddings.prompt_embeddings",
+    "RunConfig": "renege_ray.config.run",
     "Schedule": "renege_ray.method.schedule",
     "UserError": "renege_ray.errors",
     "guide": "renege_ray.method.guidance",
     "load_model": "renege_ray.models",
-    "load_preset": "renege_ray.config",
+    "load_preset": "renege_ray.config.run",
     "load_rewards": "renege_ray.rewards",
     "make_schedule": "renege_ray.method.schedule",
     "rollout": "renege_ray.method.rollout",

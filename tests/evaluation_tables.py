@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from renege_ray.prompts import prompt_id
+from renege_ray.prompts.sources import prompt_id
 
 STRANGE = "<script>alert('x')</script> & \"quotes\" </script> '; DROP TABLE prompts; -- | $x_1$ 狐 🦊"
 

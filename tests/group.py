@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from renege_ray.workers import Workers
+from renege_ray.sampling.workers import Workers
 
 T = TypeVar("T")
 

@@ -13,7 +13,7 @@ import renege_ray
 PACKAGE = Path(renege_ray.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 PLATFORM = {"ray", "mlflow", "optuna"}
-USE_CASES = {"renege_ray.train_global", "renege_ray.evaluate"}
+USE_CASES = {"renege_ray.training.train", "renege_ray.sampling.images"}
 
 
 def imported_names(path: Path) -> set[str]:

@@ -18,15 +18,15 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import save_file
 
-from renege_ray.config import load_preset, parse_config, write_config
+from renege_ray.config.run import load_preset, parse_config, write_config
 from renege_ray.errors import UserError
-from renege_ray.generate import generate, parse_request
-from renege_ray.inputs import read_inputs, record_inputs
+from renege_ray.evaluation.generate import generate, parse_request
 from renege_ray.method.embedding import EmbeddingMetadata, NegativeEmbedding
 from renege_ray.models.layout import EmbeddingLayout
-from renege_ray.models.text_encoder import hash_text_encoder
-from renege_ray.tune_prompts import TunedPrompt
-from renege_ray.tuning_table import PromptToTune, TuningTable, make_row, table_schema
+from renege_ray.models.loading.text_encoder import hash_text_encoder
+from renege_ray.training.inputs import read_inputs, record_inputs
+from renege_ray.tuning.table import PromptToTune, TuningTable, make_row, table_schema
+from renege_ray.tuning.tune import TunedPrompt
 
 ROOT = Path(__file__).resolve().parents[1]
 

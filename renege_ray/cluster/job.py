@@ -5,14 +5,14 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Protocol, TypeVar
 
-from renege_ray.cluster import journal
-from renege_ray.cluster import ray_session as session  # first: it sets up Ray's environment
-from renege_ray.cluster.resources import Node, WorkerShape, worker_shape
-from renege_ray.cluster.tracking import RunLog, open_run, resolve_uri
-from renege_ray.config import CONFIG_FILE, RunConfig, to_mapping, write_config
-from renege_ray.inputs import find_model_problems, first_problem
-from renege_ray.output import check_output_dir, make_output_dir
-from renege_ray.plan import not_ready
+from renege_ray.cluster.plan import not_ready
+from renege_ray.cluster.session import ray_session as session  # first: it sets up Ray's environment
+from renege_ray.cluster.session.resources import Node, WorkerShape, worker_shape
+from renege_ray.cluster.tracking import journal
+from renege_ray.cluster.tracking.runs import RunLog, open_run, resolve_uri
+from renege_ray.config.run import CONFIG_FILE, RunConfig, to_mapping, write_config
+from renege_ray.output.folder import check_output_dir, make_output_dir
+from renege_ray.training.inputs import find_model_problems, first_problem
 
 
 class HasNotes(Protocol):

@@ -8,7 +8,7 @@ from renege_ray.errors import UserError
 from renege_ray.models.base import TextToImage
 
 if TYPE_CHECKING:
-    from renege_ray.config import ModelConfig
+    from renege_ray.config.run import ModelConfig
 
 __all__ = ["TextToImage", "check_model", "load_model"]
 
@@ -25,7 +25,7 @@ def check_model(config: "ModelConfig", num_inference_steps: int) -> None:
     from renege_ray.models.toy import EMBEDDED_MODELS, TRAINING_STEPS
 
     if config.id not in EMBEDDED_MODELS:
-        from renege_ray.models.checks import check_files  # imports diffusers
+        from renege_ray.models.loading.checks import check_files  # imports diffusers
 
         check_files(config, num_inference_steps)
         return
@@ -48,8 +48,8 @@ def load_model(config: "ModelConfig", device: torch.device | str | None = None) 
         UserError: the model cannot be found or loaded, is of no supported family, or makes no use of a negative.
     """
     # diffusers takes seconds to import: only when a model is wanted.
-    from renege_ray.models.families import FAMILIES
-    from renege_ray.models.hub import load_pipeline
+    from renege_ray.models.families.registry import FAMILIES
+    from renege_ray.models.loading.hub import load_pipeline
 
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     pipeline, name = load_pipeline(config)

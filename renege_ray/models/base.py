@@ -1,7 +1,7 @@
 """What the use cases ask of a text-to-image model, whatever its family.
 
 Notation and shapes are those of `renege_ray.method.guidance`. A model of videos has one dimension more, the F frames,
-after the channels: latents (B, C, F, H, W), videos (B, 3, F, height, width). See `renege_ray.rewards.frames`.
+after the channels: latents (B, C, F, H, W), videos (B, 3, F, height, width). See `renege_ray.rewards.video.frames`.
 """
 
 from collections.abc import Sequence

@@ -118,7 +118,7 @@ def _video_metrics(
     located = locate_rewards(names, checkpoints)
     if not located:
         return {}
-    from renege_ray.rewards.video_metrics import load
+    from renege_ray.rewards.video.video_metrics import load
 
     return {name: load(name, files, torch.device(device)) for name, files in located.items()}
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from renege_ray.rewards.catalogue import RewardFacts
 from renege_ray.rewards.checkpoints import sha256
-from renege_ray.rewards.frames import is_video, over_frames
+from renege_ray.rewards.video.frames import is_video, over_frames
 
 TEXTS_KEPT = 16_384
 """How many prompts a reward keeps the text features (or tokens) of: more than the paper trains on; at most 64 MiB."""

@@ -5,7 +5,7 @@ and paths can be checked before anything is loaded.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from renege_ray.config_errors import nearest
+from renege_ray.config.faults import nearest
 from renege_ray.errors import UserError
 
 

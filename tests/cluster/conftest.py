@@ -8,7 +8,7 @@ import pytest
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[str]:
     """The address of a running cluster; jobs in this process use it, others by RAY_ADDRESS."""
-    from renege_ray.cluster import ray_session  # first: it sets up Ray's environment
+    from renege_ray.cluster.session import ray_session  # first: it sets up Ray's environment
 
     ray = ray_session.ray
     context = ray.init(

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from renege_ray.method import make_schedule, predict_x0, reward_of_prediction, rollout
-from renege_ray.models.stable_diffusion import StableDiffusion
+from renege_ray.models.families.stable_diffusion import StableDiffusion
 
 W = 3.0
 PROMPTS = ("a red circle", "b")

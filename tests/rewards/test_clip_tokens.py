@@ -11,7 +11,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from transformers import CLIPTokenizer
 
 from renege_ray.errors import UserError
-from renege_ray.prompts import load_prompts
+from renege_ray.prompts.sources import load_prompts
 from renege_ray.rewards import hpsv2, pickscore
 from renege_ray.rewards.clip_tokens import (
     BEGIN,

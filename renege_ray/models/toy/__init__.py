@@ -55,7 +55,7 @@ def pipeline(
         weights: where it is stored.
         text_only: leave out the UNet and the VAE.
     """
-    from renege_ray.models.hub import read_component, read_pipeline
+    from renege_ray.models.loading.hub import read_component, read_pipeline
 
     pipe = read_pipeline(weights / PIPELINE_FOLDER.name, model, variant=None, text_only=text_only)
     if model == SECOND_MODEL and not text_only:

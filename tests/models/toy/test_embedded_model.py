@@ -9,8 +9,7 @@ from diffusers import StableDiffusionPipeline
 from transformers import CLIPTokenizer
 
 from renege_ray import NegativeEmbedding
-from renege_ray.config import parse_config
-from renege_ray.inputs import read_initial
+from renege_ray.config.run import parse_config
 from renege_ray.method import EmbeddingMetadata
 from renege_ray.models import load_model
 from renege_ray.models.toy import (
@@ -28,6 +27,7 @@ from renege_ray.models.toy.judge import Judge
 from renege_ray.models.toy.train.card import generate, summarise
 from renege_ray.models.toy.train.rewards import ranking_accuracy
 from renege_ray.rewards import load_rewards, load_scorers
+from renege_ray.training.inputs import read_initial
 
 
 @pytest.fixture(scope="module")

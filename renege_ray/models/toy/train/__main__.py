@@ -18,7 +18,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import save_file
 from torch import nn
 
-from renege_ray.models.hub import read_component
+from renege_ray.models.loading.hub import read_component
 from renege_ray.models.toy import SECOND_MODEL, SECOND_UNET_FOLDER, WEIGHTS_FOLDER, pipeline
 from renege_ray.models.toy.architecture import build_scheduler, build_text_encoder, build_tokenizer, build_unet
 from renege_ray.models.toy.preferences import REWARD_NETWORKS, tokenize

@@ -1,0 +1,141 @@
+"""What the actors of all pipelines on Ray Data do alike: load once, then compute the items of chunk after chunk.
+
+An actor writes finished rows itself, a file every few seconds, and gives Ray Data the figures of a chunk alone. So a
+row is safe soon after it is done, whatever happens to the chunk's task; and what Ray does again after a worker's death
+is what has no row yet.
+"""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+
+from renege_ray.cluster.pipelines.kill_journal import MAX_KILLS, KillJournal, counted_start, journal_path
+from renege_ray.cluster.session.mailbox import Mailbox, StopWatch
+from renege_ray.config.run import RunConfig
+from renege_ray.errors import describe
+from renege_ray.output.parquet_folder import ParquetFolder
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineJob:
+    """All that a worker needs; it travels to machines that may not see the driver's files.
+
+    root: of the table. session: of this start of the job; deaths of workers count within it. threads: torch threads on
+    the CPU.
+    """
+
+    config: RunConfig
+    root: str
+    session: str
+    threads: int
+
+    @property
+    def mailbox(self) -> Mailbox:
+        """Where the driver asks to stop, and workers say why they failed."""
+        return Mailbox(f"{self.root}/{self.session}")
+
+
+class HasId(Protocol):
+    """What is computed: one row, or several, under one name."""
+
+    @property
+    def id(self) -> str:
+        """Unique in the table, and stable."""
+        ...
+
+
+Item = TypeVar("Item", bound=HasId)
+
+
+def worker_device() -> torch.device:
+    """The GPU that Ray has given to this process, else the CPU."""
+    return torch.device("cuda" if ray.get_gpu_ids() else "cpu")
+
+
+class ChunkWorker(ABC, Generic[Item]):
+    """A callable for `Dataset.map_batches`: chunks of items in, one line of figures a chunk out."""
+
+    def __init__(self, job: PipelineJob, table: ParquetFolder) -> None:
+        """Load everything."""
+        self._job, self._config, self._table = job, job.config, table
+        started = time.monotonic()
+        torch.set_num_threads(job.threads)
+        with self._telling_the_driver(), self._counted_start():
+            self._load()
+        self._load_seconds = time.monotonic() - started
+        self._asked_to_stop = StopWatch(job.mailbox)
+
+    @abstractmethod
+    def _load(self) -> None:
+        """Load models and rewards."""
+
+    @abstractmethod
+    def _items(self, chunk: pa.Table) -> Sequence[Item]:
+        """The items of a block; there is at least one."""
+
+    @abstractmethod
+    def _done(self) -> set[str]:
+        """The ids of the items that have their rows."""
+
+    @abstractmethod
+    def _compute(self, items: Sequence[Item]) -> None:
+        """Compute items and write their rows; `_note` them before, and stop where `_asked_to_stop`."""
+
+    @abstractmethod
+    def _give_up(self, items: Sequence[Item], error: str) -> None:
+        """Write failed rows for items that kill their workers."""
+
+    def _counters(self) -> dict[str, float]:
+        """What else to tell, counted from the start of the worker."""
+        return {}
+
+    def __call__(self, chunk: pa.Table) -> dict[str, np.ndarray]:
+        """Compute a chunk, but for what has its rows already."""
+        with self._telling_the_driver():
+            figures = self._work_on(self._items(chunk))
+        return {name: np.array([float(value)]) for name, value in figures.items()}
+
+    def _work_on(self, items: Sequence[Item]) -> dict[str, float]:
+        started, before = time.monotonic(), self._counters()
+        path = journal_path(self._table.path, self._job.session, items[0].id.replace("/", "-"))
+        self._journal = KillJournal(self._table.filesystem, path)
+        done = self._done() if self._journal.restarted else set()
+        missing = [item for item in items if item.id not in done]
+        kills = self._journal.kills
+        lost = [item for item in missing if kills.get(item.id, 0) >= MAX_KILLS]
+        if lost:
+            self._give_up(lost, f"killed its worker {MAX_KILLS} times")
+        for suspect in missing:
+            if 0 < kills.get(suspect.id, 0) < MAX_KILLS:
+                self._compute([suspect])
+        self._compute([item for item in missing if not kills.get(item.id, 0)])
+        if not self._asked_to_stop.stopping:
+            self._journal.close()
+        load_seconds, self._load_seconds = self._load_seconds, 0.0  # told once
+        figures = {"rows": float(len(missing)), "seconds": time.monotonic() - started, "load_seconds": load_seconds}
+        return figures | {name: value - before[name] for name, value in self._counters().items()}
+
+    def _note(self, present: Sequence[str]) -> None:
+        """The items of these ids are about to be computed, and no others."""
+        self._journal.note(present)
+
+    def _counted_start(self) -> AbstractContextManager[None]:
+        _, workers = self._config.cluster.worker_range
+        return counted_start(self._table.filesystem, self._table.path, self._job.session, workers)
+
+    @contextmanager
+    def _telling_the_driver(self) -> Iterator[None]:
+        """Ray's own account of a worker's exception is long, and does not begin with its cause."""
+        try:
+            yield
+        except Exception as error:
+            self._job.mailbox.post(describe(error))
+            raise

@@ -1,0 +1,97 @@
+"""The job `evaluate` on Ray Data: check, make and score images on a pool of actors, report on all of them."""
+
+import sys
+import uuid
+from collections.abc import Mapping, Sequence
+
+import pyarrow as pa
+
+from renege_ray.cluster.job import run_repeatable, workers_on
+from renege_ray.cluster.pipelines.evaluation_results import keep_results
+from renege_ray.cluster.pipelines.evaluation_worker import EvaluateWorker, EvaluationJob, chunk_table
+from renege_ray.cluster.pipelines.pipeline import Watch, end_early, run_chunks
+from renege_ray.cluster.plan import describe_evaluation_plan
+from renege_ray.cluster.session import ray_session  # noqa: F401 (first: it sets up Ray's environment)
+from renege_ray.cluster.session.resources import WorkerShape
+from renege_ray.cluster.tracking.runs import RunLog
+from renege_ray.cluster.training.checkpoints import shared_folder
+from renege_ray.config.run import RunConfig
+from renege_ray.evaluation.inputs import EvaluationInputs, read_evaluation_inputs
+from renege_ray.evaluation.progress import EvaluationProgress
+from renege_ray.evaluation.table import EvaluationTable, ImageToMake
+
+JOB = "evaluate"
+CHUNK_BATCHES = 16  # a chunk is what a worker is given at once
+
+
+def run(config: RunConfig, *, resume: bool = False, dry_run: bool = False) -> int:
+    """Make all images that have no row yet, and report on all of them. See `run_repeatable`."""
+    return run_repeatable(
+        JOB,
+        config,
+        resume=resume,
+        dry_run=dry_run,
+        read=read_evaluation_inputs,
+        plan=_plan,
+        work=_evaluate,
+        shape_on=workers_on,
+    )
+
+
+def _plan(config: RunConfig, inputs: EvaluationInputs) -> str:
+    return describe_evaluation_plan(config, inputs.prompts, len(inputs.images), inputs.notes)
+
+
+def _evaluate(config: RunConfig, inputs: EvaluationInputs, shape: WorkerShape, log: RunLog) -> int:
+    """Run the pipeline to its end, however that comes, and close the run accordingly."""
+    shared = shared_folder(config.output_dir, config.cluster.storage_path)
+    table = EvaluationTable(f"{shared}/rows-{inputs.key}")
+    table.create()
+    table.remove_leftovers()
+    wanted = {image.id for image in inputs.images}
+    done = table.ids() & wanted
+    missing = [image for image in inputs.images if image.id not in done]
+    if done:
+        print(f"{len(done)} of {len(wanted)} images have a row already", flush=True)
+    job = EvaluationJob(
+        config=config,
+        root=table.root,
+        session=uuid.uuid4().hex[:12],
+        threads=shape.threads,
+        negatives=inputs.negatives,
+        images=f"{shared}/images",
+    )
+    labels = {negative.key: negative.label for negative in inputs.negatives}
+    watch = Watch(table, job.session, EvaluationProgress(labels, wanted), log, len(wanted), "images", _words)
+    outcome = run_chunks(EvaluateWorker, job, _chunks(config, inputs, missing, shape), shape, watch.look)
+    table.remove_leftovers()
+    present = table.ids() & wanted
+    code = end_early(outcome, log, "the evaluation", len(present))
+    if code is not None:
+        return code
+    if len(present) < len(wanted):
+        print(f"{len(wanted) - len(present)} images have no row; the same command goes on with them", file=sys.stderr)
+    return keep_results(config, inputs, table.frame(labels, wanted), shared, outcome.figures, log)
+
+
+def _chunks(
+    config: RunConfig, inputs: EvaluationInputs, images: Sequence[ImageToMake], shape: WorkerShape
+) -> list[pa.Table]:
+    """Chunks of one model each, small enough for all workers to have one."""
+    by_model: dict[str, list[ImageToMake]] = {}
+    for image in images:
+        by_model.setdefault(inputs.negatives[image.method].method.model, []).append(image)
+    batch, chunks = config.evaluation.batch_size, []
+    for group in by_model.values():
+        share = -(-len(group) // (shape.max_workers * batch)) * batch
+        size = min(CHUNK_BATCHES * batch, share)
+        chunks += [chunk_table(group[start : start + size]) for start in range(0, len(group), size)]
+    return chunks
+
+
+def _words(metrics: Mapping[str, float]) -> str:
+    bad = metrics["evaluation/failed"]
+    means = ", ".join(
+        f"{name.split('/')[1]} {value:.3f}" for name, value in metrics.items() if name.startswith("eval/")
+    )
+    return f"{bad:.0f} failed  {means}"

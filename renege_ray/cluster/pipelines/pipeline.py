@@ -1,0 +1,195 @@
+"""What the jobs on Ray Data do alike: run chunks through a pool of actors, look on, stop, go on.
+
+Items go through Ray Data in chunks, a block each, to actors that hold the models. The actors write the rows
+(`cluster.chunk_worker`): the files that are there are the checkpoint, one bookkeeping for results and progress.
+So this does not use Ray Data's own checkpoints, which know a row only once its whole block has been written by a
+task of its own; a block that is large enough to keep an actor busy would be lost as a whole.
+"""
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from renege_ray.cluster.pipelines.chunk_worker import ChunkWorker, PipelineJob
+from renege_ray.cluster.pipelines.kill_journal import work_has_begun
+from renege_ray.cluster.session.resources import WorkerShape
+from renege_ray.cluster.session.signals import StopRequest, run_until_stopped
+from renege_ray.cluster.tracking.runs import RunLog
+from renege_ray.errors import describe
+from renege_ray.output.parquet_folder import ParquetFolder
+from renege_ray.output.progress import duration
+
+SECONDS_BETWEEN_LOOKS = 2.0
+SECONDS_BETWEEN_LINES = 10.0
+
+
+@dataclass
+class Outcome:
+    """How a pipeline ended.
+
+    figures: the sums of what its chunks told; empty if there was nothing to do. error: what stopped it, if anything
+    did. stop: whether, and by which signal, it was asked to stop.
+    """
+
+    figures: dict[str, float] = field(default_factory=dict)
+    error: str = ""
+    stop: StopRequest = field(default_factory=StopRequest)
+
+
+def run_chunks(
+    worker: type[ChunkWorker[Any]],
+    job: PipelineJob,
+    chunks: Sequence[pa.Table],
+    shape: WorkerShape,
+    meanwhile: Callable[[], None],
+) -> Outcome:
+    """Have actors of a class compute chunks, until these are done, or a signal asks to stop.
+
+    Args:
+        worker: made of the job alone.
+        meanwhile: called now and then.
+    """
+    from ray.exceptions import RayError
+
+    request = StopRequest()
+
+    def stop() -> None:
+        print("stopping; finished rows are kept (a second signal stops at once)", flush=True)
+        with suppress(RayError):  # a signal to the whole group of processes ends Ray, too
+            job.mailbox.request_stop()
+
+    outcome = Outcome()
+    if chunks:
+        outcome = run_until_stopped(lambda: _run(worker, job, chunks, shape), stop, request, meanwhile=meanwhile)
+        job.mailbox.clear()
+    outcome.stop = request
+    return outcome
+
+
+def _run(worker: type[ChunkWorker[Any]], job: PipelineJob, chunks: Sequence[pa.Table], shape: WorkerShape) -> Outcome:
+    """Run the chunks on Ray Data; what they tell is all that comes back to the driver."""
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    quiet_console()
+    started = time.monotonic()
+    figures: dict[str, float] = {}
+    try:
+        # Ray's defaults are what is wanted: a task is done again when its worker dies, max_errored_blocks is 0. How
+        # often a worker may die is for `kill_journal` to say.
+        told = ray.data.from_arrow(list(chunks)).map_batches(
+            worker,
+            fn_constructor_args=(job,),
+            batch_size=max(map(len, chunks)),  # a whole block: with GPUs, Ray wants the number
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(
+                min_size=shape.min_workers, max_size=shape.max_workers, max_tasks_in_flight_per_actor=1
+            ),
+            num_cpus=shape.cpus,
+            num_gpus=shape.gpus,
+        )
+        for row in told.iter_rows():
+            for name, value in row.items():
+                figures[name] = figures.get(name, 0.0) + float(value)
+    except Exception as error:  # of a worker (a full disk, a model that cannot be loaded), or of Ray itself
+        reasons = job.mailbox.take()
+        return Outcome(figures, reasons[0] if reasons else describe(error))
+    return Outcome(figures | {"wall_seconds": time.monotonic() - started})
+
+
+def quiet_console() -> None:
+    """Ray Data tells the console of every step; its log file in Ray's own folder still has it all.
+
+    Handlers that an application or a test runner has put on Ray's logger are not ours to silence: they may be the
+    very ones that our own warnings go to.
+    """
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler) and type(handler).__module__.startswith("ray."):
+            handler.setLevel(logging.CRITICAL)
+
+
+def end_early(outcome: Outcome, log: RunLog, what: str, rows: int) -> int | None:
+    """Close the run of a pipeline that has failed or was stopped, and return the exit code; None if it is complete.
+
+    Args:
+        what: what the job does, such as "tuning".
+        rows: how many there are.
+    """
+    if outcome.stop.signal is None and not outcome.error:
+        return None
+    log.finish("failed" if outcome.error else "interrupted")
+    why = f"{what} failed: {outcome.error}" if outcome.error else "interrupted"
+    print(f"{why}; {rows} rows are kept, go on by --resume {log.output_dir}", file=sys.stderr)
+    print(log.review(), flush=True)
+    return 1 if outcome.error else outcome.stop.exit_code
+
+
+class Progress(Protocol):
+    """The rows that there are, and what they say so far."""
+
+    @property
+    def rows(self) -> int:
+        """How many there are."""
+        ...
+
+    def update(self, table: ParquetFolder) -> bool:
+        """Read the files that have come since the last call; returns whether there were any."""
+        ...
+
+    def live_metrics(self) -> dict[str, float]:
+        """The aggregates that are told while the job works."""
+        ...
+
+
+class Watch:
+    """Looks at the table now and then: tells MLflow the aggregates, and the user in one line."""
+
+    def __init__(
+        self,
+        table: ParquetFolder,
+        session: str,
+        progress: Progress,
+        log: RunLog,
+        total: int,
+        unit: str,
+        words: Callable[[Mapping[str, float]], str],
+    ) -> None:
+        """`session`: of the job. `unit`: what a row is, in the plural. `words`: the aggregates for the line."""
+        self._session, self._working = session, False
+        self._table, self._log, self._total, self._unit, self._words = table, log, total, unit, words
+        self._progress = progress
+        self._progress.update(table)
+        self._first = self._progress.rows
+        self._started = self._last_line = time.monotonic()
+        self._next_look = 0.0
+
+    def look(self) -> None:
+        """To be called often; it does little most of the time."""
+        now = time.monotonic()
+        if now < self._next_look:
+            return
+        self._next_look = now + SECONDS_BETWEEN_LOOKS
+        if not self._working:  # the models are being loaded, which says nothing of the rate
+            self._working = work_has_begun(self._table.filesystem, self._table.path, self._session)
+            self._started = now
+        if not self._progress.update(self._table):
+            return
+        done, rate = (
+            self._progress.rows,
+            (self._progress.rows - self._first) / max(now - self._started, SECONDS_BETWEEN_LOOKS),
+        )
+        left = (self._total - done) / rate if rate else 0.0
+        metrics = self._progress.live_metrics()
+        self._log.metrics(done, metrics | {f"perf/{self._unit}_per_second": rate, "perf/eta_seconds": left})
+        if now - self._last_line >= SECONDS_BETWEEN_LINES or done >= self._total:
+            self._last_line = now
+            count = f"{done:>{len(str(self._total))}}/{self._total} {self._unit}"
+            print(f"{count}  {self._words(metrics)}  {rate:.2f} {self._unit}/s  ETA {duration(left)}", flush=True)

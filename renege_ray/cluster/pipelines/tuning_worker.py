@@ -1,0 +1,121 @@
+"""What runs in each actor of per-prompt tuning: the frozen models, and a batch of slots that prompts pass through."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+from torch import Tensor
+
+import renege_ray
+from renege_ray.cluster.pipelines.chunk_worker import ChunkWorker, PipelineJob, worker_device
+from renege_ray.config.fingerprint import fingerprint
+from renege_ray.config.run import RunConfig
+from renege_ray.method.embedding import EmbeddingMetadata
+from renege_ray.models import TextToImage, load_model
+from renege_ray.prompts.sources import source_label
+from renege_ray.sampling.encoded_prompts import EncodedPrompts
+from renege_ray.sampling.run_rewards import Rewards
+from renege_ray.tuning.scores import PromptScores
+from renege_ray.tuning.table import PromptToTune, TuningTable, make_row, table_schema
+from renege_ray.tuning.tune import PromptTuner, TunedPrompt, tuning_seeds
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningJob(PipelineJob):
+    """See `PipelineJob`. initial: the embedding of `tuning.init` where that names a file."""
+
+    initial: Tensor | None
+
+
+def chunk_table(prompts: Sequence[PromptToTune]) -> pa.Table:
+    """A chunk as a block of Ray Data."""
+    return pa.table({"prompt": [p.prompt for p in prompts], "category": [p.category for p in prompts]})
+
+
+def initial_embedding(config: RunConfig, loaded: Tensor | None, model: TextToImage, encoded: EncodedPrompts) -> Tensor:
+    """Candidate 0 of every prompt, (1, L, D) on the CPU: the file's, or the named text's."""
+    if loaded is None:
+        loaded = encoded([{"null": "", "handwritten": config.prompts.handwritten[0]}[config.tuning.init]])
+    return model.starting_point(loaded.float().cpu())
+
+
+class PromptWorker(ChunkWorker[PromptToTune]):
+    """Tunes prompts, a row each, and writes a file for as many as there are slots."""
+
+    _job: TuningJob
+    _table: TuningTable
+
+    def __init__(self, job: TuningJob) -> None:
+        """Load everything."""
+        super().__init__(job, TuningTable(job.root))
+
+    def _load(self) -> None:
+        config, device = self._config, worker_device()
+        self._model: TextToImage = load_model(config.model, device)
+        encoded = EncodedPrompts(self._model, capacity=1000)  # a prompt is needed for as long as it has a slot
+        rewards = Rewards.load(config.rewards, device)
+        initial = initial_embedding(config, self._job.initial, self._model, encoded)
+        self._tuner = PromptTuner(config, self._model, rewards, initial, encoded)
+        self._scores = PromptScores(config, self._model, rewards, initial, encoded)
+        metadata = EmbeddingMetadata(
+            text_encoder_hash=self._model.text_encoder_hash,
+            text_encoder=self._model.text_encoder_name,
+            base_model=self._model.name,
+            guidance_scale=config.sampling.guidance_scale,
+            reward=rewards.train.name,
+            prompts=source_label(config.tuning.prompts),
+            steps=config.tuning.steps,
+            config_fingerprint=fingerprint(config, "tune_prompts"),
+            package_version=renege_ray.__version__,
+        )
+        self._schema = table_schema(self._scores.names, self._model.embedding_layout, metadata.to_header())
+
+    def _items(self, chunk: pa.Table) -> list[PromptToTune]:
+        return [PromptToTune(row["prompt"], row["category"]) for row in chunk.to_pylist()]
+
+    def _done(self) -> set[str]:
+        return self._table.ids()
+
+    def _counters(self) -> dict[str, float]:
+        return {"slot_steps": self._tuner.slot_steps, "slot_steps_used": self._tuner.slot_steps_used}
+
+    def _compute(self, items: Sequence[PromptToTune]) -> None:
+        """Tune, score, and write rows."""
+        finished: list[TunedPrompt] = []
+        known = {prompt.prompt: prompt for prompt in items}
+
+        def goes_on(present: Sequence[str]) -> bool:
+            unwritten = [tuned.prompt for tuned in finished]
+            self._note([known[text].id for text in [*present, *unwritten]])
+            return not self._asked_to_stop()
+
+        for tuned in self._tuner.tune(known, goes_on):
+            finished.append(tuned)
+            if len(finished) >= self._config.tuning.slots:
+                self._write(finished, known)
+                finished.clear()
+        if finished:
+            self._write(finished, known)
+
+    def _write(self, finished: Sequence[TunedPrompt], known: dict[str, PromptToTune]) -> None:
+        started = time.monotonic()
+        good = [tuned for tuned in finished if not tuned.error]
+        scores = dict(zip((tuned.prompt for tuned in good), self._scores.score(good), strict=True))
+        share = (time.monotonic() - started) / len(finished)
+        rows = [self._row(known[tuned.prompt], tuned, scores.get(tuned.prompt, ""), share) for tuned in finished]
+        self._table.write(rows, self._schema)
+
+    def _row(
+        self, prompt: PromptToTune, tuned: TunedPrompt, scores: dict[str, float] | str, scoring_seconds: float = 0.0
+    ) -> dict[str, object]:
+        truncated = bool(self._model.count_truncated([prompt.prompt])) if not tuned.error else False
+        row = make_row(prompt, tuned, scores, tuning_seeds(self._config, prompt.prompt), truncated)
+        return row | {"seconds": tuned.seconds + scoring_seconds}
+
+    def _give_up(self, items: Sequence[PromptToTune], error: str) -> None:
+        rows = [
+            self._row(prompt, TunedPrompt(prompt.prompt, self._scores.initial, 0, 0, True, (), {}, 0.0, error), "")
+            for prompt in items
+        ]
+        self._table.write(rows, self._schema)

@@ -1,0 +1,245 @@
+"""The Optuna study of a sweep: in a file of the output folder, its samplers, and the search that Ray Tune asks.
+
+A trial is RUNNING from the moment that its settings are drawn. In the end it is COMPLETE (trained to its end), PRUNED
+(stopped early by the scheduler) or FAIL (with the attribute `reason`). What is RUNNING when a sweep starts again goes
+on; so the study alone says what there is to do, and Ray Tune keeps nothing that matters.
+"""
+
+import logging
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+from ray.tune.search.optuna import OptunaSearch
+
+from renege_ray.cluster.sweep.report import OUTSIDE, REASON
+from renege_ray.cluster.sweep.trial import STATUS, STEP, objective_key
+from renege_ray.errors import UserError
+from renege_ray.sweeps.space import SearchSpace
+
+STUDY_FILE = "study.db"
+SPACE_ATTRIBUTE = "space"
+MOST_REJECTED = 200
+# So many failures with nothing else before them: the rest would fail likewise.
+HOPELESS = 8
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it warns of slow steps, and of what is meant
+warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning, module=r"optuna|renege_ray")
+
+
+def open_storage(folder: Path) -> optuna.storages.RDBStorage:
+    """The study's file in an output folder; made where there is none."""
+    return optuna.storages.RDBStorage(f"sqlite:///{folder / STUDY_FILE}")
+
+
+def check_same_space(folder: Path, space: SearchSpace) -> None:
+    """Check that the study in a folder, if there is one, is of this space.
+
+    Raises:
+        UserError: it is of another one; the message names what differs.
+    """
+    if not (folder / STUDY_FILE).exists():
+        return
+    storage = open_storage(folder)
+    for name in optuna.get_all_study_names(storage):
+        stored = optuna.load_study(study_name=name, storage=storage).user_attrs.get(SPACE_ATTRIBUTE)
+        if stored is not None and (difference := space.difference(stored)):
+            raise UserError(
+                f"--output-dir: {folder} holds a sweep of another space: {difference}; name another folder, or put the "
+                "old space back"
+            )
+
+
+def make_sampler(name: str, seed: int, trials: int, done: int) -> optuna.samplers.BaseSampler:
+    """TPE (all parameters together, running trials counted as bad ones), NSGA-II, or random.
+
+    `done`: trials that the study has already; a sweep that goes on does not draw the same numbers again.
+    """
+    seed = (seed * 1_000_003 + done) % 2**32
+    if name == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    if name == "nsga2":
+        return optuna.samplers.NSGAIISampler(population_size=max(4, min(20, trials // 4)), seed=seed)
+    # Optuna's 10 random trials would be half of a small sweep.
+    startup = max(4, min(10, trials // 4))
+    return optuna.samplers.TPESampler(
+        n_startup_trials=startup, multivariate=True, group=True, constant_liar=True, seed=seed
+    )
+
+
+class NotKept:
+    """Ray Tune pickles what it is given, to restore it some day; a sweep never does, and a space's code cannot be."""
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return type(None), ()
+
+
+class StudySearch(NotKept, OptunaSearch):
+    """Ray's search on an Optuna study that outlives the process; it owns the count of trials and their states.
+
+    Args:
+        make_config: from a trial's number and its point to what Ray Tune hands to the trial.
+        total: trials in all, those of earlier starts included.
+        deadline: in `time.monotonic()`; no new trial after it.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        storage: optuna.storages.BaseStorage,
+        sampler: optuna.samplers.BaseSampler,
+        study_name: str,
+        make_config: Callable[[int, Mapping[str, Any]], dict[str, Any]],
+        total: int,
+        deadline: float = float("inf"),
+    ) -> None:
+        keys = [objective_key(place) for place in range(len(space.objectives))]
+        modes = [objective.direction[:3] for objective in space.objectives]
+        several = len(keys) > 1
+        super().__init__(
+            space.suggest,
+            metric=keys if several else keys[0],
+            mode=modes if several else modes[0],
+            sampler=sampler,
+            study_name=study_name,
+            storage=storage,
+        )
+        self._search_space, self._make_config, self._total, self._deadline = space, make_config, total, deadline
+        self._keys = keys
+        self._left_over = [trial for trial in self.trials() if trial.state == TrialState.RUNNING]
+        self.problem = ""
+
+    @property
+    def study(self) -> optuna.Study:
+        """The study."""
+        return self._ot_study
+
+    def trials(self) -> list[FrozenTrial]:
+        """All trials but those that were drawn outside the space, and those that only wait for their turn."""
+        return [
+            trial
+            for trial in self.study.get_trials(deepcopy=False)
+            if trial.state != TrialState.WAITING and OUTSIDE not in trial.user_attrs
+        ]
+
+    def missing(self) -> int:
+        """Trials to run: left over from an earlier start, and new ones."""
+        return len(self._left_over) + max(0, self._total - len(self.trials()))
+
+    def suggest(self, trial_id: str) -> Any:
+        """The next trial: one that an earlier start has left over, or a new one."""
+        while self._left_over:
+            # Its settings are drawn already, but for what a kill came before.
+            left_over = optuna.trial.Trial(self.study, self._left_over.pop(0)._trial_id)
+            if config := self._drawn(left_over, trial_id):
+                return config
+        if not self._goes_on():
+            return self.FINISHED
+        for _ in range(MOST_REJECTED):
+            if config := self._drawn(self.study.ask(), trial_id):
+                self.problem = ""
+                return config
+        self.problem = f"{MOST_REJECTED} points in a row are outside the space: {self.problem}"
+        return self.FINISHED
+
+    def _goes_on(self) -> bool:
+        """Whether another trial is to be begun."""
+        trials = self.trials()
+        if len(trials) >= HOPELESS and all(trial.state == TrialState.FAIL for trial in trials):
+            self.problem = f"the first {len(trials)} trials failed"
+            return False
+        return len(trials) < self._total and time.monotonic() <= self._deadline
+
+    def _drawn(self, trial: optuna.trial.Trial, trial_id: str) -> dict[str, Any] | None:
+        """What Ray Tune is to hand to the trial; None if its settings do not make a configuration."""
+        self._search_space.suggest(trial)
+        try:
+            config = self._make_config(trial.number, trial.params)
+        except UserError as error:
+            self.problem = str(error)
+            trial.set_user_attr(OUTSIDE, True)
+            self._tell(trial, TrialState.FAIL, self.problem)
+            return None
+        self._ot_trials[trial_id] = trial
+        return config
+
+    def record(self, trial_id: str, result: Mapping[str, Any]) -> None:
+        """Keep the value of a validation, told before or not. Optuna keeps none where there are several objectives."""
+        trial = self._ot_trials[trial_id]
+        if len(self._keys) == 1 and STEP in result and result[STEP] not in self._values(trial):
+            trial.report(result[self._keys[0]], result[STEP])
+
+    def recorded(self, trial_id: str) -> dict[int, float]:
+        """{step: value} of a trial's validations so far, those of an earlier start included."""
+        return dict(sorted(self._values(self._ot_trials[trial_id]).items()))
+
+    def _values(self, trial: optuna.trial.Trial) -> dict[int, float]:
+        frozen = self.study._storage.get_trial(trial._trial_id)
+        return {int(step): value for step, value in frozen.intermediate_values.items()}
+
+    def note(self, trial_id: str, **facts: Any) -> None:
+        """Set user attributes of a trial that runs."""
+        for name, value in facts.items():
+            self._ot_trials[trial_id].set_user_attr(name, value)
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Nothing: Ray leaves out the results that a trial is stopped at; `record` is told of all."""
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Close a trial, unless its process died: then `fail` is told the reason."""
+        if error or trial_id not in self._ot_trials:
+            return
+        trial, result = self._ot_trials.pop(trial_id), result or {}
+        status = result.get(STATUS, "")
+        if status == "failed":
+            self._tell(trial, TrialState.FAIL)  # the reason has been noted
+        elif status:
+            self._tell(trial, TrialState.COMPLETE, values=[float(result[key]) for key in self._keys])
+        else:
+            self._tell(trial, TrialState.PRUNED)
+
+    def fail(self, trial_id: str, reason: str) -> None:
+        """Close a trial whose process died."""
+        if trial := self._ot_trials.pop(trial_id, None):
+            self._tell(trial, TrialState.FAIL, reason)
+
+    def _tell(
+        self, trial: optuna.trial.Trial, state: TrialState, reason: str = "", values: list[float] | None = None
+    ) -> None:
+        if reason:
+            trial.set_user_attr(REASON, reason)
+        self.study.tell(trial, values, state)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the study is on disk already, and Ray would pickle it."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing, see `save`."""
+
+
+def make_search(
+    space: SearchSpace,
+    folder: Path,
+    sampler: str,
+    seed: int,
+    total: int,
+    first_points: list[dict[str, Any]],
+    make_config: Callable[[int, Mapping[str, Any]], dict[str, Any]],
+    deadline: float = float("inf"),
+) -> StudySearch:
+    """The search of a folder, with a new study or with the one that is there."""
+    storage = open_storage(folder)
+    names = optuna.get_all_study_names(storage)
+    done = len(optuna.load_study(study_name=names[0], storage=storage).trials) if names else 0
+    name = names[0] if names else f"{folder.name}-{space.name}-{space.fingerprint()[:8]}"
+    search = StudySearch(space, storage, make_sampler(sampler, seed, total, done), name, make_config, total, deadline)
+    search.study.set_user_attr(SPACE_ATTRIBUTE, space.to_mapping())
+    search.study.set_metric_names([objective.metric for objective in space.objectives])
+    for point in first_points:
+        search.study.enqueue_trial(point, skip_if_exists=True)
+    return search

@@ -1,0 +1,106 @@
+"""Where a run keeps its checkpoints, and which of them to go on from.
+
+    ROOT/attempt-001/step-000020/       one folder for each checkpoint that Ray Train has been given
+    ROOT/attempt-002/...                what followed a --resume
+
+ROOT is OUTPUT_DIR/checkpoints, or a folder below `cluster.storage_path` (any filesystem that pyarrow knows,
+for clusters of several machines). Ray Train goes on by itself from the last checkpoint of an attempt; a new
+attempt of a killed driver looks for the newest checkpoint of all attempts that is whole.
+"""
+
+import hashlib
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow.fs
+
+from renege_ray.training.state import TornCheckpointError, TrainingState
+
+_STEP = re.compile(r"step-(\d+)(-final)?$")
+_ATTEMPT = re.compile(r"attempt-(\d+)$")
+
+
+def checkpoint_name(step: int, final: bool = False) -> str:
+    """The folder of the checkpoint after `step` updates; the final one also holds the evaluation on held-out
+    pairs.
+    """
+    return f"step-{step:06d}" + ("-final" if final else "")
+
+
+def checkpoint_root(output_dir: Path, storage_path: str | None) -> str:
+    """ROOT of a run: the same for the same output folder, so that `--resume OUTPUT_DIR` finds it again."""
+    shared = shared_folder(output_dir, storage_path)
+    return f"{shared}/checkpoints" if storage_path is None else shared
+
+
+def shared_folder(output_dir: Path, storage_path: str | None) -> str:
+    """Where all machines of a cluster keep what a run needs: the output folder, or one of its own in the storage."""
+    if storage_path is None:
+        return str(output_dir.absolute())
+    mark = hashlib.sha256(str(output_dir.absolute()).encode()).hexdigest()[:8]
+    return f"{storage_path.rstrip('/')}/{output_dir.name}-{mark}"
+
+
+class CheckpointStore:
+    """The checkpoints below a ROOT."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self._fs, self._path = pyarrow.fs.FileSystem.from_uri(root)
+
+    def next_attempt(self) -> str:
+        """The name of an attempt that no earlier one has had."""
+        numbers = [int(match[1]) for name in self._folders(self._path) if (match := _ATTEMPT.match(name))]
+        return f"attempt-{max(numbers, default=0) + 1:03d}"
+
+    def newest_intact(self) -> tuple[str, TrainingState] | None:
+        """The checkpoint to go on from, as `ATTEMPT/STEP` and content; torn ones are passed over. None: there
+        is none.
+        """
+        found = []
+        for attempt in self._folders(self._path):
+            if _ATTEMPT.match(attempt):
+                for step in self._folders(f"{self._path}/{attempt}"):
+                    if match := _STEP.match(step):
+                        found.append((int(match[1]), match[2] is not None, attempt, step))
+        for _, _, attempt, step in sorted(found, reverse=True):
+            try:
+                return f"{attempt}/{step}", self.load(f"{attempt}/{step}")
+            except TornCheckpointError:
+                continue
+        return None
+
+    def load(self, name: str) -> TrainingState:
+        """The checkpoint `ATTEMPT/STEP`. Raises TornCheckpointError."""
+        with self.folder(name) as directory:
+            return TrainingState.load(directory)
+
+    def replace(self, attempt: str, name: str, write_files: Callable[[Path], None]) -> None:
+        """Keep a checkpoint as the only one of an attempt. Killed on the way, there is the old one, or both."""
+        target = f"{self._path}/{attempt}"
+        older = [found for found in self._folders(target) if found != name]
+        with tempfile.TemporaryDirectory() as scratch:
+            write_files(Path(scratch))
+            self._fs.create_dir(f"{target}/{name}")
+            pyarrow.fs.copy_files(scratch, f"{target}/{name}", destination_filesystem=self._fs)
+        for found in older:
+            self._fs.delete_dir(f"{target}/{found}")
+
+    @contextmanager
+    def folder(self, name: str) -> Iterator[Path]:
+        """The files of a checkpoint as a local folder."""
+        source = f"{self._path}/{name}"
+        if isinstance(self._fs, pyarrow.fs.LocalFileSystem):
+            yield Path(source)
+            return
+        with tempfile.TemporaryDirectory() as scratch:
+            pyarrow.fs.copy_files(source, scratch, source_filesystem=self._fs)
+            yield Path(scratch)
+
+    def _folders(self, path: str) -> list[str]:
+        selector = pyarrow.fs.FileSelector(path, allow_not_found=True)
+        infos = self._fs.get_file_info(selector)
+        return sorted(info.base_name for info in infos if info.type == pyarrow.fs.FileType.Directory)

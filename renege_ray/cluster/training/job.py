@@ -1,0 +1,196 @@
+"""The job `train_global` on Ray Train V2: check, start the workers, keep the results."""
+
+import sys
+from dataclasses import asdict
+from typing import Any
+
+from safetensors.torch import load_file
+
+from renege_ray.cluster.job import tracked_run
+from renege_ray.cluster.plan import describe_plan
+from renege_ray.cluster.session import ray_session as session  # first: it sets up Ray's environment
+from renege_ray.cluster.session.resources import WorkerShape, worker_shape
+from renege_ray.cluster.session.signals import StopRequest, run_until_stopped
+from renege_ray.cluster.tracking.runs import RunLog, resolve_uri
+from renege_ray.cluster.training.checkpoints import CheckpointStore, checkpoint_root
+from renege_ray.cluster.training.worker import EVALUATION_FILE, TrainJob, train_loop
+from renege_ray.cluster.training.worker_group import first_cause
+from renege_ray.config.run import CONFIG_FILE, RunConfig, write_config
+from renege_ray.output.folder import check_output_dir, make_output_dir, shown_path
+from renege_ray.sampling.images import Evaluation, make_pairs
+from renege_ray.training.inputs import Inputs, check_inputs, find_problems, first_problem, read_inputs, record_inputs
+from renege_ray.training.results import Artifacts, ModelFacts, metadata_of, write_results
+from renege_ray.training.state import TrainingState
+
+ERROR_FILE = "error.txt"
+_KEPT_CHECKPOINTS = 3
+
+
+def run(config: RunConfig, *, resume: bool = False, dry_run: bool = False) -> int:
+    """Train, evaluate, and write the results below `config.output_dir`.
+
+    Args:
+        config: the whole configuration. Its output folder is made absolute: workers run elsewhere.
+        resume: go on with the run in the output folder, from its newest whole checkpoint.
+        dry_run: check everything and print the plan; start nothing.
+
+    Returns:
+        The exit code: 0 done, 1 training failed, 130 or 143 stopped by Ctrl-C or SIGTERM with a checkpoint to
+        go on from.
+
+    Raises:
+        UserError: bad input, before a model is loaded or Ray is started.
+    """
+    config = config.model_copy(update={"output_dir": config.output_dir.absolute()})
+    check_output_dir(config.output_dir, resume=resume)
+    resolve_uri(config.tracking_uri, config.output_dir)
+    workers = f"{config.cluster.num_workers} worker(s)"
+    if dry_run and (problems := find_problems(config)):
+        print(describe_plan(config, workers, (), problems))
+        raise first_problem(problems)
+    inputs = read_inputs(config)
+    if resume:
+        check_inputs(inputs, config.output_dir)
+    if session.uses_own_cluster():
+        worker_shape(config.cluster, [session.this_machine()])
+    if dry_run:
+        print(describe_plan(config, workers, inputs.notes))
+        return 0
+    for note in (*inputs.notes, *session.notes_on(config.output_dir)):
+        print(note, flush=True)
+    with session.ray_session(config.cluster) as shape:
+        make_output_dir(config.output_dir, resume=resume)
+        if not resume:
+            record_inputs(inputs, config.output_dir)
+            write_config(config, config.output_dir)
+        with tracked_run("train_global", config) as log:
+            return _train(config, inputs, shape, log)
+
+
+def _train(config: RunConfig, inputs: Inputs, shape: WorkerShape, log: RunLog) -> int:
+    """Run Ray Train to its end, however that comes, and close the run accordingly."""
+    store = CheckpointStore(checkpoint_root(config.output_dir, config.cluster.storage_path))
+    attempt = store.next_attempt()
+    job = TrainJob(
+        config=config,
+        prompts=inputs.prompts,
+        initial=inputs.initial,
+        root=store.root,
+        attempt=attempt,
+        threads=shape.threads,
+        output_dir=config.output_dir,
+        tracking_uri=log.uri,
+        run_id=log.run_id,
+    )
+    mailbox = job.mailbox
+    request = StopRequest()
+
+    def stop() -> None:
+        print("stopping after this step, with a checkpoint (a second signal stops at once)", flush=True)
+        mailbox.request_stop()
+
+    def show() -> None:
+        for line in mailbox.take():
+            print(line, flush=True)
+
+    try:
+        outcome = run_until_stopped(lambda: _fit(job, shape), stop, request, meanwhile=show)
+    except TrainingFailure as failure:
+        outcome = {"status": "failed", "error": str(failure)}
+        (config.output_dir / ERROR_FILE).write_text(f"{failure.__cause__}\n", encoding="utf-8")
+    show()
+    mailbox.clear()
+    go_on = f"--resume {config.output_dir}"
+    if outcome["status"] == "failed":
+        log.finish("failed")
+        print(f"training failed: {outcome['error']} (the last checkpoint is kept: {go_on})", file=sys.stderr)
+        print(log.review())
+        return 1
+    if outcome["status"] == "interrupted":
+        log.finish("interrupted")
+        print(f"interrupted at step {outcome['step']}; go on by {go_on}")
+        print(log.review())
+        return request.exit_code or 1
+    _keep_results(config, inputs, store, attempt, outcome, log)
+    return 0
+
+
+class TrainingFailure(RuntimeError):
+    """Ray Train gave up; the message is one line."""
+
+
+def _fit(job: TrainJob, shape: WorkerShape) -> dict[str, Any]:
+    """Start the trainer and wait; returns what rank 0 returned."""
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    trainer = TorchTrainer(
+        train_loop,
+        train_loop_config={"job": job},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=(shape.min_workers, shape.max_workers) if shape.elastic else shape.max_workers,
+            use_gpu=bool(shape.gpus),
+            resources_per_worker=shape.resources(),
+        ),
+        run_config=ray.train.RunConfig(
+            name=job.attempt,
+            storage_path=job.root,
+            failure_config=ray.train.FailureConfig(max_failures=job.config.cluster.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=_KEPT_CHECKPOINTS),
+            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    try:
+        outcome: dict[str, Any] = trainer.fit().return_value
+    except ray.train.TrainingFailedError as error:
+        raise TrainingFailure(first_cause(error)) from error
+    return outcome
+
+
+def _keep_results(
+    config: RunConfig,
+    inputs: Inputs,
+    store: CheckpointStore,
+    attempt: str,
+    outcome: dict[str, Any],
+    log: RunLog,
+) -> None:
+    """Write embeddings, table and picture from the final checkpoint; tell MLflow; print the last lines."""
+    facts = ModelFacts.from_plain(outcome["facts"])
+    with store.folder(f"{attempt}/{outcome['checkpoint']}") as folder:
+        state = TrainingState.load(folder)
+        pairs = make_pairs(inputs.prompts.held_out, config.test.num_pairs, config.seed)
+        test = Evaluation.from_tensors(pairs, load_file(folder / EVALUATION_FILE))
+    artifacts = write_results(config, facts, state, test)
+    metrics = test.metrics() | _performance(state, outcome)
+    log.metrics(state.step, {f"test/{name.removeprefix('eval/')}": value for name, value in test.metrics().items()})
+    if artifacts.picture:
+        log.image("before_after", artifacts.picture, state.step)
+    metadata = asdict(metadata_of(config, facts, state.best.step))
+    log.describe(artifacts.table)
+    log.register_embedding(artifacts.embedding, facts.base_model, metadata, state.best.step)
+    log.finish(
+        "finished",
+        artifacts=artifacts.named() | {"config": config.output_dir / CONFIG_FILE},
+        metrics=metrics,
+    )
+    _print_results(artifacts, log)
+
+
+def _performance(state: TrainingState, outcome: dict[str, Any]) -> dict[str, float]:
+    return {
+        "perf/train_seconds": state.seconds,
+        "perf/samples_per_second": outcome["samples_per_second"],
+        "perf/workers": float(state.world_size),
+        "train/steps": float(state.step),
+        "train/best_step": float(state.best.step),
+        "train/invalid_samples": float(state.invalid_samples),
+    }
+
+
+def _print_results(artifacts: Artifacts, log: RunLog) -> None:
+    print(artifacts.table.read_text(encoding="utf-8"))
+    print(f"embedding: {shown_path(artifacts.embedding)}")
+    if artifacts.picture:
+        print(f"before and after: {shown_path(artifacts.picture)}")
+    print(log.review(), flush=True)

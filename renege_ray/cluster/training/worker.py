@@ -1,0 +1,176 @@
+"""What runs in each Ray Train worker: load the frozen models, join the group, run the use case, keep its
+checkpoints.
+"""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray.train
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from renege_ray.cluster.session.mailbox import Mailbox, StopWatch
+from renege_ray.cluster.training.checkpoints import CheckpointStore, checkpoint_name
+from renege_ray.cluster.training.worker_group import checkpoint_of_rank_zero, load_together, this_worker, worker_device
+from renege_ray.config.run import RunConfig
+from renege_ray.models import load_model
+from renege_ray.models.base import TextToImage
+from renege_ray.output.pictures import image_grid
+from renege_ray.output.progress import ProgressLine
+from renege_ray.sampling.run_rewards import Rewards
+from renege_ray.sampling.workers import Workers
+from renege_ray.training.results import ModelFacts
+from renege_ray.training.state import TrainingState
+from renege_ray.training.train import Progress, Prompts, Result, TrainingError, train_global
+
+if TYPE_CHECKING:
+    from renege_ray.cluster.tracking.run_log import RunLog
+
+EVALUATION_FILE = "evaluation.safetensors"
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """All that a worker needs; it travels to machines that may not see the driver's files.
+
+    initial: the embedding of `optim.init` where that names a file. root, attempt: see `cluster.checkpoints`.
+        threads: torch threads on the CPU. output_dir,
+    tracking_uri, run_id: where rank 0 logs to.
+    """
+
+    config: RunConfig
+    prompts: Prompts
+    initial: Tensor | None
+    root: str
+    attempt: str
+    threads: int
+    output_dir: Path
+    tracking_uri: str
+    run_id: str | None
+
+    @property
+    def mailbox(self) -> Mailbox:
+        """Where rank 0 and the driver leave notes for each other."""
+        return Mailbox(f"{self.root}/{self.attempt}")
+
+
+def train_loop(parameters: dict[str, Any]) -> dict[str, Any]:
+    """The training function of Ray Train; `parameters["job"]` is a `TrainJob`. Returns what the driver cannot know
+    without the models: plain values, since Ray refuses to return tensors.
+    """
+    job: TrainJob = parameters["job"]
+    workers = this_worker()
+    resume = checkpoint_of_rank_zero(CheckpointStore(job.root), workers)
+    torch.set_num_threads(resume.threads if resume else job.threads)
+
+    models = load_together(lambda: _load(job.config), workers)
+    if isinstance(models, str):
+        return {"status": "failed", "error": models}
+    model, rewards = models
+    reporter = _Reporter(job, model, workers, resume)
+    try:
+        result = train_global(
+            job.config,
+            model,
+            rewards,
+            job.prompts,
+            workers,
+            initial=job.initial,
+            resume=resume,
+            report=reporter.report,
+            asked_to_stop=StopWatch(job.mailbox, workers.rank),
+        )
+    except TrainingError as error:  # the same on every rank, and no restart would help
+        reporter.close()
+        return {"status": "failed", "error": str(error)}
+    if result.test is not None:
+        _report_checkpoint(result.state, workers.rank, result)
+    reporter.close()
+    return {
+        "status": result.status,
+        "step": result.state.step,
+        "checkpoint": checkpoint_name(result.state.step, final=result.test is not None),
+        "facts": ModelFacts.of(model, rewards).plain() if workers.rank == 0 else {},
+        "samples_per_second": reporter.samples_per_second,
+    }
+
+
+def _load(config: RunConfig) -> tuple[TextToImage, Rewards]:
+    device = worker_device()
+    return load_model(config.model, device), Rewards.load(config.rewards, device)
+
+
+class _Reporter:
+    """Turns progress into log lines, tracked metrics and pictures (rank 0) and checkpoints (all ranks
+    together).
+    """
+
+    def __init__(self, job: TrainJob, model: TextToImage, workers: Workers, resume: TrainingState | None) -> None:
+        self._job, self._rank = job, workers.rank
+        self._log = _run_log(job) if self._rank == 0 else None
+        self._mailbox = job.mailbox
+        self._samples, self._seconds, self._warm = 0, 0.0, False
+        if self._rank != 0:
+            return
+        self._line = ProgressLine(job.config.optim.steps, resume.step if resume else 0)
+        where = f"from the checkpoint at step {resume.step}" if resume else "from the start"
+        self._mailbox.post(
+            f"{workers.world_size} worker(s) with {torch.get_num_threads()} thread(s) on {model.device.type}"
+            f" ({str(model.dtype).removeprefix('torch.')}); training {where}"
+        )
+        self._mailbox.post(f"{model.name} ({type(model).__name__}); negative of {model.embedding_layout.describe()}")
+        cut = model.count_truncated(list(job.prompts.train))
+        if cut:
+            self._mailbox.post(f"{cut} training prompts are too long for the text encoder and are cut")
+
+    @property
+    def samples_per_second(self) -> float:
+        """Of all updates of this process, without the first (which warms up) and without validations."""
+        return self._samples / self._seconds if self._seconds else 0.0
+
+    def report(self, progress: Progress) -> None:
+        """What `train_global` is given to tell its progress to."""
+        if self._warm and "perf/step_seconds" in progress.metrics:
+            self._samples += self._job.config.optim.batch_size
+            self._seconds += progress.metrics["perf/step_seconds"]
+        self._warm = self._warm or "perf/step_seconds" in progress.metrics
+        if self._log is not None:
+            self._log.metrics(progress.step, progress.metrics)
+            if progress.evaluation is not None and progress.evaluation.images:
+                shown = progress.evaluation.pairs[: self._job.config.validation.num_images]
+                grid = image_grid(progress.evaluation.images, [pair.prompt for pair in shown], f"step {progress.step}")
+                self._log.image("validation", grid, progress.step)
+            for line in [*progress.message.splitlines(), *self._line.update(progress.step, progress.metrics)]:
+                self._mailbox.post(line)
+        if progress.state is not None:
+            _report_checkpoint(progress.state, self._rank)
+
+    def close(self) -> None:
+        """Nothing is left to be sent when this returns."""
+        if self._log is not None:
+            self._log.flush()
+
+
+def _run_log(job: TrainJob) -> "RunLog":
+    """Rank 0 alone imports MLflow, which takes seconds."""
+    from renege_ray.cluster.tracking.run_log import RunLog
+
+    return RunLog(job.run_id, job.tracking_uri, job.output_dir)
+
+
+def _report_checkpoint(state: TrainingState, rank: int, final: Result | None = None) -> None:
+    """Hand a checkpoint to Ray Train. All ranks come here together; rank 0 has the files."""
+    name = checkpoint_name(state.step, final is not None)
+    if rank != 0:
+        ray.train.report({"step": state.step}, checkpoint_dir_name=name)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        if final is not None and final.test is not None:
+            save_file(final.test.tensors(), folder / EVALUATION_FILE)
+        state.write_files(folder)
+        checkpoint = ray.train.Checkpoint.from_directory(scratch)
+        ray.train.report({"step": state.step}, checkpoint=checkpoint, checkpoint_dir_name=name)

@@ -1,0 +1,374 @@
+"""The command line that all jobs share: flags generated from the configuration, and how a job ends."""
+
+import argparse
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Never, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from renege_ray.config.argument_parser import ArgumentParser
+from renege_ray.config.evaluation import EvaluationConfig
+from renege_ray.config.faults import expected, fields, shown_value, unknown_field
+from renege_ray.config.fingerprint import fingerprint, has_effect, is_foreign
+from renege_ray.config.run import (
+    CONFIG_FILE,
+    RunConfig,
+    check_work_for_everybody,
+    load_preset,
+    preset_names,
+    read_config,
+    to_mapping,
+    with_values,
+)
+from renege_ray.config.sweep import SweepConfig
+from renege_ray.config.yaml_files import parse_yaml
+from renege_ray.errors import UserError
+from renege_ray.output.folder import check_output_dir
+
+DEFAULT_PRESET = "toy"
+
+_COMMON_ALIASES = {"cluster.num_workers": "num-workers", "model.id": "model"}
+_ALIASES = {
+    "train_global": _COMMON_ALIASES | {"prompts.train": "prompts", "optim.init": "init"},
+    "tune_prompts": _COMMON_ALIASES
+    | {f"tuning.{name}": name.replace("_", "-") for name in ("prompts", "num_prompts", "init", "max_failed")},
+    "evaluate": _COMMON_ALIASES
+    | {f"evaluation.{name}": name.replace("_", "-") for name in EvaluationConfig.model_fields if name != "batch_size"}
+    | {"evaluation.methods": "method"},
+    "sweep": {"model.id": "model", "prompts.train": "prompts"}
+    | {f"sweep.{name}": name.replace("_", "-") for name in SweepConfig.model_fields},
+}
+_REPEATED = ("evaluation.methods",)  # flags that are given once for each item, in which commas are no separators
+# The same command given again goes on in the same folder.
+_REPEATABLE = ("tune_prompts", "evaluate", "sweep")
+_OTHER_FLAGS = ("--preset", "--resume", "--dry-run", "--help")
+
+_EXAMPLES = {
+    "train_global": """\
+  python jobs/{job}.py
+      the model in the package, on this machine, from start to end
+  python jobs/{job}.py --num-workers 2 --optim.lr 3e-3 --sampling.gradient-steps 0,10
+      two workers; any field is a flag, in kebab-case or snake_case
+  python jobs/{job}.py --prompts my_prompts.txt --init handwritten --rewards.train '{{toy: 1.0}}'
+      lists and maps are YAML; a list may also be given as a,b
+  python jobs/{job}.py --preset outputs/RUN/config.yaml
+      repeat a run (in a new folder)
+  python jobs/{job}.py --resume outputs/RUN
+      go on from the last checkpoint of a run""",
+    "tune_prompts": """\
+  python jobs/{job}.py --init outputs/RUN/negative_embedding.safetensors --num-prompts 100
+      refine a learned embedding for a hundred prompts of the model in the package
+  python jobs/{job}.py --init FILE --prompts my_prompts.txt --num-workers 1-8 --cluster.gpus-per-worker 0.5
+      as many workers as there is room for, two on a GPU
+  the same command again
+      goes on where it was killed; a changed setting gets a folder of its own""",
+    "evaluate": """\
+  python jobs/{job}.py --method null --method handwritten --method global=outputs/RUN/negative_embedding.safetensors
+      on the held-out prompts of the model in the package
+  python jobs/{job}.py --preset sd15 --prompts parti --method handwritten --method global=FILE --method prompt=FOLDER
+      a table of tuned prompts beside the embedding that they were tuned from
+  python jobs/{job}.py --preset sd15 --method global=FILE --method global=FILE,refine=promptist \\
+      --method model=CompVis/stable-diffusion-v1-4:global=FILE
+      with refined prompts; with another model
+  the same command again
+      goes on where it was killed; in the same --output-dir, methods and prompts that are added join what is there""",
+    "sweep": """\
+  python jobs/{job}.py
+      24 trials of learning rate, gradient steps and guidance scale around the preset's own settings
+  python jobs/{job}.py --space rewards --trials 40 --confirm-seeds 5
+      another space of search_spaces/; --space FILE for one of your own
+  python jobs/{job}.py --preset sd15 --workers-per-trial 4 --max-concurrent 2
+      two trials at a time, each on four workers; --cluster.gpus-per-worker 0.5 puts two workers on a GPU
+  the same command again
+      goes on where it was killed; with more --trials it goes on searching""",
+}
+# What there is to say of a job beyond its flags.
+_TOPICS = {
+    "evaluate": """\
+
+methods:
+  null                     what the model's pipeline takes without a negative
+  handwritten[=TEXT]       a negative prompt; by default the first of prompts.handwritten, in the presets of real models
+                           the paper's long list
+  global=FILE              a learned embedding
+  prompt=FOLDER            tuned prompts: the output folder of jobs/tune_prompts.py
+  text=TEXT                any other negative prompt
+  model=ID:METHOD          one of these with another model
+  METHOD,refine=NAME       with prompts refined by promptist or beautifulprompt; rewards judge by the original
+  METHOD,as=LABEL          with a name of your own in the tables
+
+All methods get the same prompts, seeds and noise. The seeds are the evaluation's own: nothing was tuned on them.
+
+analyses, with flags of their own (python jobs/evaluate.py NAME --help):
+  efficiency, sampler-error, pseudo-positive, distance
+""",
+}
+# No gradients are taken in an evaluation: any number of steps will do.
+_NO_GRADIENTS = {
+    "sampling.gradient_steps": [0, 1],
+    "optim.gradients_per_rollout": 1,
+}
+_EPILOG = """\
+examples:
+{examples}
+  python jobs/{job}.py --dry-run
+      check everything, print the plan with its cost, start nothing
+
+flags win over the preset; the whole effective configuration is written to OUTPUT_DIR/config.yaml
+{topics}"""
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """What a job was asked to do. `config.output_dir` has been checked, but not made yet."""
+
+    config: RunConfig
+    resume: bool = False
+    dry_run: bool = False
+
+
+def from_args(argv: Sequence[str], job: str) -> Invocation:
+    """Parse a job's flags. `--help` prints and exits with 0.
+
+    Raises:
+        UserError: for anything wrong with the flags, the preset, the configuration or the output folder.
+    """
+    texts = vars(_parser(job, _base_config(argv)).parse_args(_tokens(argv)))
+    preset, resume = texts.pop("preset", None), texts.pop("resume", None)
+    dry_run = texts.pop("dry_run", False)
+    # Not by argparse's `type`, which would replace the message of a ValueError by one of its own.
+    known = fields(RunConfig)
+    given = {name: _value(name, known[name], text) for name, text in texts.items()}
+    if job == "evaluate":
+        given |= _NO_GRADIENTS
+    if resume is not None:
+        if preset is not None:
+            raise UserError("--preset: a resumed run has its configuration already; leave --preset or --resume out")
+        return Invocation(_resumed(Path(resume), given, job), resume=True, dry_run=dry_run)
+    if job in _REPEATABLE:
+        return _repeatable(load_preset(preset or DEFAULT_PRESET), given, job, dry_run)
+    given.setdefault("output_dir", f"outputs/{job}-{datetime.now():%Y%m%d-%H%M%S}")
+    config = with_values(load_preset(preset or DEFAULT_PRESET), given)
+    check_work_for_everybody(config)
+    check_output_dir(config.output_dir, resume=False)
+    return Invocation(config, dry_run=dry_run)
+
+
+def _repeatable(preset: RunConfig, given: dict[str, Any], job: str, dry_run: bool) -> Invocation:
+    """An invocation of a job whose command, given again, goes on in its folder: named by the settings, unless the
+    user names it. Tuned prompts are one table; a report is of one selection of methods and prompts.
+    """
+    config = with_values(preset, given)
+    if "output_dir" not in given:
+        mark = fingerprint(config, job, selection=job == "evaluate")[:8]
+        config = with_values(config, {"output_dir": f"outputs/{job}-{mark}"})
+    resume = (config.output_dir / CONFIG_FILE).exists()
+    check_output_dir(config.output_dir, resume=resume)
+    if resume:
+        stored = read_config(config.output_dir)
+        if name := _changed(stored, config, job, fields(RunConfig)):
+            old, new = (shown_value(_get(to_mapping(c), name)) for c in (stored, config))
+            raise UserError(
+                f"--output-dir: {config.output_dir} holds a run whose {name} is {old}, not {new}; "
+                "name another folder, or leave it out"
+            )
+    return Invocation(config, resume=resume, dry_run=dry_run)
+
+
+def run_job(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> Never:
+    """Call `main` with the command line and exit with its code (None is 0).
+
+    Bad input is one line on stderr and exit code 2; Ctrl-C is one line and 130. A bug keeps its traceback.
+    """
+    # What transformers has to say of image processors that nothing here uses would drown the job's own lines.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        code = main(sys.argv[1:] if argv is None else argv) or 0
+    except UserError as error:
+        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print(
+            "interrupted; --resume OUTPUT_DIR goes on from the last checkpoint, if there is one",
+            file=sys.stderr,
+        )
+        code = 130
+    sys.exit(code)
+
+
+def _resumed(folder: Path, given: dict[str, Any], job: str) -> RunConfig:
+    """The configuration of the run in `folder`, with such changes as leave its result alone."""
+    check_output_dir(folder, resume=True)
+    if Path(given.pop("output_dir", folder)).absolute() != folder.absolute():
+        raise UserError("--output-dir: a resumed run goes on in its own folder; leave --output-dir out")
+    stored = read_config(folder)
+    config = with_values(stored, given)
+    if name := _changed(stored, config, job, given):
+        raise UserError(
+            f"{_flag(name)}: the run in {folder} has {shown_value(_get(to_mapping(stored), name))}, and changing "
+            f"it would change the result; leave the flag out, or start a new run "
+            f"with --preset {folder / CONFIG_FILE}"
+        )
+    return config
+
+
+def _changed(stored: RunConfig, config: RunConfig, job: str, names: Iterable[str]) -> str:
+    """The first of the names whose setting differs and has an effect on the result of a job; "" if none has."""
+    old, new = to_mapping(stored), to_mapping(config)
+    return next((name for name in names if has_effect(name, job) and _get(old, name) != _get(new, name)), "")
+
+
+def _get(data: Any, name: str) -> Any:
+    for part in name.split("."):
+        data = data[part]
+    return data
+
+
+def _base_config(argv: Sequence[str]) -> RunConfig:
+    """The preset (or the run to resume) that --help shows the values of."""
+    early = _Parser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    early.add_argument("--preset", default=DEFAULT_PRESET)
+    early.add_argument("--resume", default=None)
+    known, _ = early.parse_known_args(_tokens(argv))
+    if known.resume is not None:
+        check_output_dir(Path(known.resume), resume=True)
+        return read_config(Path(known.resume))
+    return load_preset(known.preset)
+
+
+class _Parser(ArgumentParser):
+    """Raises UserError instead of printing usage, with the nearest flag for one that does not exist."""
+
+    job = ""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, unknown = self.parse_known_args(args, namespace)
+        for token in unknown:
+            flag = token.split("=")[0]
+            if flag.startswith("--"):
+                name = flag.removeprefix("--").replace("-", "_")
+                if name in fields(RunConfig):
+                    hint = _alike(name, self.job)
+                    raise UserError(f"{flag}: is a setting of another job and has no effect here{hint}")
+                others = [*_OTHER_FLAGS, *(f"--{alias}" for alias in _aliases(self.job).values())]
+                raise UserError(unknown_field(name, RunConfig, flag=flag, other_flags=others))
+        if unknown:
+            raise UserError(f"{unknown[0]}: not expected here; flags start with --, and values with spaces need quotes")
+        return found
+
+
+def _aliases(job: str) -> dict[str, str]:
+    return _ALIASES.get(job, _ALIASES["train_global"])
+
+
+def _alike(name: str, job: str) -> str:
+    """A field of this job's that ends in the same word."""
+    leaf = name.rpartition(".")[2]
+    alike = [other for other in fields(RunConfig) if other.endswith(f".{leaf}") and not is_foreign(other, job)]
+    return f"; did you mean {_flag(alike[0])}?" if alike else ""
+
+
+def _parser(job: str, base: RunConfig) -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=f"jobs/{job}.py",
+        usage="%(prog)s [--preset NAME|FILE] [--output-dir DIR | --resume DIR] [--dry-run] [--FIELD VALUE]",
+        epilog=_EPILOG.format(
+            examples=_EXAMPLES.get(job, _EXAMPLES["train_global"]).format(job=job), job=job, topics=_TOPICS.get(job, "")
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.job = job
+    run = parser.add_argument_group("run")
+    presets = ", ".join(preset_names())
+    run.add_argument("--preset", metavar="NAME|FILE", help=f"{presets}, or a YAML file (default: {DEFAULT_PRESET})")
+    run.add_argument("--resume", metavar="DIR", help="go on from the last checkpoint of the run in DIR")
+    run.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
+    values = to_mapping(base)
+    known = fields(RunConfig)
+    for name in RunConfig.model_fields:
+        if name in known:
+            default = None if name == "output_dir" else values[name]
+            _add_flag(run, name, known[name], default, _aliases(job))
+    for section, info in RunConfig.model_fields.items():
+        model = info.annotation
+        if isinstance(model, type) and issubclass(model, BaseModel) and not is_foreign(section, job):
+            group = parser.add_argument_group(section, inspect.cleandoc(model.__doc__ or "").replace("%", "%%"))
+            for leaf in model.model_fields:
+                name = f"{section}.{leaf}"
+                if not is_foreign(name, job):
+                    _add_flag(group, name, known[name], values[section][leaf], _aliases(job))
+    return parser
+
+
+def _add_flag(group: Any, name: str, info: FieldInfo, default: Any, aliases: dict[str, str]) -> None:
+    flags = [f"--{aliases[name]}"] if name in aliases else []
+    shown = "" if default is None else f" (default: {shown_value(default)})"
+    options: dict[str, Any] = {"action": "append"} if name in _REPEATED else {}
+    if info.annotation is bool:
+        options = {"nargs": "?", "const": "true"}
+    group.add_argument(
+        *flags,
+        _flag(name),
+        dest=name,
+        metavar="METHOD" if name == "evaluation.methods" else _metavar(info),
+        help=f"{info.description}{shown}".replace("%", "%%"),
+        **options,
+    )
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _metavar(info: FieldInfo) -> str:
+    words = {
+        "a whole number": "N", "a number": "X", "true or false": "true|false", "a path": "DIR",
+        "a text": "TEXT", "a list of texts": "LIST",
+        "a pair of whole numbers": "A,B", "a pair of positive whole numbers": "A,B", "a pair of numbers": "A,B",
+        "a map of names to numbers": "MAP", "a map of names to texts": "MAP",
+        "auto or a positive whole number": "auto|N",
+        "auto or a positive number": "auto|X", "auto or true or false": "auto|true|false",
+    }  # fmt: skip
+    kind = expected(info).removesuffix(" or null")
+    return words.get(kind, kind.removeprefix("one of ").replace(", ", "|"))
+
+
+def _value(name: str, info: FieldInfo, text: str | list[str]) -> Any:
+    """The value that a flag's text (or texts) stands for; whether it fits the field is for the configuration to say."""
+    if isinstance(text, list):
+        return [item for one in text for item in (parse_yaml(one, _flag(name)) if one.startswith("[") else [one])]
+    kind = expected(info)
+    if kind in {"a text", "a path"}:
+        return text
+    if kind == "a text or null":
+        return None if text == "null" else text
+    if get_origin(info.annotation) is tuple and not text.lstrip().startswith("["):
+        if name == "prompts.handwritten":  # a negative prompt has commas of its own
+            return [text]
+        return parse_yaml(f"[{text}]", _flag(name))
+    return parse_yaml(text, _flag(name))
+
+
+def _tokens(argv: Sequence[str]) -> list[str]:
+    """Flags in kebab-case, each joined to its value, so that argparse takes -1e-3 for a value, not a flag."""
+    tokens: list[str] = []
+    pending = False
+    for token in argv:
+        if pending and not token.startswith("--"):
+            tokens[-1] += f"={token}"
+            pending = False
+            continue
+        flag, equals, value = token.partition("=")
+        is_flag = token.startswith("--") and len(token) > 2
+        tokens.append(flag.replace("_", "-") + equals + value if is_flag else token)
+        pending = is_flag and not equals and flag not in {"--help", "--dry-run", "--dry_run"}
+    return tokens

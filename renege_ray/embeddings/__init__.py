@@ -1,0 +1,1 @@
+"""What people do with learned negatives: name them, use them in diffusers, look into them, convert, publish, check."""

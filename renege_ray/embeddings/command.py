@@ -1,0 +1,161 @@
+"""`python -m renege_ray.embedding`: look into embedding files, convert them, publish them; check tuned prompts."""
+
+import argparse
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from renege_ray.config.argument_parser import ArgumentParser
+from renege_ray.config.cli import run_job
+from renege_ray.errors import UserError
+
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+_DESCRIPTION = "Look into negative embeddings, convert them, publish them; check a table of tuned prompts."
+_CLOSE = 1e-3  # of rewards, between this package's generation and the pipeline's
+
+_EPILOG = """\
+examples:
+  python -m renege_ray.embedding inspect sd1.5_reneg_emb.bin
+  python -m renege_ray.embedding convert sd1.5_reneg_emb.bin reneg_sd15.safetensors \\
+      --base-model stable-diffusion-v1-5/stable-diffusion-v1-5 --text-encoder FOLDER_OF_THAT_MODEL --dtype float16
+  python -m renege_ray.embedding export outputs/RUN --hub my_folder --base-model OWNER/NAME --dry-run
+  python -m renege_ray.embedding export outputs/RUN --hub my_folder --base-model OWNER/NAME --push ME/MY-EMBEDDING
+  python -m renege_ray.embedding check outputs/TUNING_RUN --rows 20
+
+what can be used where:
+  diffusers   any of these files: pipe(prompts, **renege_ray.NegativeEmbedding.load(FILE).for_pipeline(pipe, prompts))
+  ComfyUI     .safetensors, by the node in integrations/comfyui (not the folder "embeddings")
+  A1111, Forge, InvokeAI, "embedding:NAME" in ComfyUI
+              not at all. Their embeddings (emb_params, clip_l) are tokens at the text encoder's input; a negative
+              embedding is the encoder's output, and there is no way back from the one to the other.
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run a command. Returns the exit code: 0, or 1 if rows do not pass their check.
+
+    Raises:
+        UserError: for anything wrong with the flags or the files.
+    """
+    given = _parser().parse_args(list(argv))
+    commands: dict[str, Callable[[argparse.Namespace], int | None]]
+    commands = {"inspect": _inspect, "convert": _convert, "export": _export, "check": _check}
+    return commands[given.command](given) or 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = ArgumentParser(
+        prog="python -m renege_ray.embedding",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="inspect|convert|export|check")
+
+    inspect = commands.add_parser("inspect", help="shape, type, norms and metadata of files", allow_abbrev=False)
+    inspect.add_argument("files", nargs="+", type=Path, metavar="FILE", help=".safetensors, .bin, .pt or .pth")
+
+    convert = commands.add_parser("convert", help="to safetensors with metadata", allow_abbrev=False)
+    add = convert.add_argument
+    add("source", type=Path, metavar="FILE", help=".safetensors, .bin, .pt or .pth (only tensors are unpickled)")
+    add("target", type=Path, metavar="OUT.safetensors", help="is never replaced without --force")
+    add("--base-model", metavar="NAME", help="the model that it was learned on")
+    add(
+        "--text-encoder",
+        metavar="FOLDER|NAME",
+        help="the encoder that it is for: a model's folder on this machine (its hash is stored, and other encoders are "
+        "refused from then on), or a name for people",
+    )
+    add("--guidance-scale", type=_positive, metavar="W", help="during learning")
+    add("--reward", metavar="NAME", help="that it was learned by")
+    add("--prompts", metavar="NAME", help="that it was learned on")
+    add("--steps", type=int, metavar="N", help="updates")
+    add("--dtype", choices=("float16", "float32"), help="default: as it is")
+    add("--force", action="store_true", help="replace OUT")
+
+    export = commands.add_parser("export", help="a folder for the Hugging Face Hub", allow_abbrev=False)
+    add = export.add_argument
+    add("source", type=Path, metavar="RUN|FILE", help="a run's output folder, or an embedding file")
+    add("--hub", required=True, type=Path, metavar="DIR", help="the folder to write: new, empty, or with --force")
+    add("--base-model", metavar="OWNER/NAME", help="on the Hub; default: the name in the embedding")
+    add("--license", default="other", metavar="ID", help="as the Hub names it; default: other, the base model's terms")
+    add("--push", default="", metavar="OWNER/NAME", help="upload the folder to this repository of the Hub")
+    add("--private", action="store_true", help="make that repository private, if it is new")
+    add("--dry-run", action="store_true", help="print what would be written and uploaded, and do nothing")
+    add("--force", action="store_true", help="write into a folder that is not empty")
+
+    check = commands.add_parser("check", help="rows of tuned prompts, made again by diffusers", allow_abbrev=False)
+    add = check.add_argument
+    add("folder", type=Path, metavar="RUN", help="the output folder of jobs/tune_prompts.py")
+    add("--rows", type=int, default=20, metavar="N", help="how many rows (default: 20)")
+    return parser
+
+
+def _inspect(given: argparse.Namespace) -> None:
+    from renege_ray.embeddings.inspect import describe  # imports torch
+
+    print("\n\n".join(describe(path) for path in given.files))
+
+
+def _convert(given: argparse.Namespace) -> None:
+    from renege_ray.embeddings.convert import Conversion, convert
+
+    names = ("base_model", "guidance_scale", "reward", "prompts", "steps")
+    metadata = {name: getattr(given, name) for name in names if getattr(given, name) is not None}
+    missing = convert(
+        Conversion(given.source, given.target, metadata, given.text_encoder, given.dtype, force=given.force)
+    )[1]
+    print(given.target)
+    if missing:
+        print(f"note: {missing}")
+
+
+def _export(given: argparse.Namespace) -> None:
+    from renege_ray.embeddings.publish import prepare, push
+
+    if given.push and not _REPOSITORY.fullmatch(given.push):
+        raise UserError(f"--push: {given.push!r} is no repository's name; give OWNER/NAME")
+    content = prepare(given.source, base_model=given.base_model, licence=given.license, repository=given.push)
+    if content.note:
+        print(f"note: {content.note}")
+    if given.dry_run:
+        print(f"would write to {given.hub}:", *content.files, sep="\n  ")
+        if given.push:
+            print(f"would upload these files to the model repository {given.push} of the Hub")
+        print(f"\n{content.card}")
+        return
+    content.write(given.hub, force=given.force)
+    print(f"wrote to {given.hub}:", *content.files, sep="\n  ")
+    if given.push:
+        print(push(given.hub, given.push, content.files, private=given.private))
+
+
+def _check(given: argparse.Namespace) -> int:
+    from renege_ray.embeddings.check import check_rows
+
+    if given.rows < 1:
+        raise UserError(f"--rows: {given.rows} checks nothing; give a number from 1 up")
+    print("seeds  recorded  made again  difference  prompt")
+    differences = []
+    for row in check_rows(given.folder, given.rows):
+        differences.append(row.difference)
+        print(f"{row.split:5}  {row.recorded:8.4f}  {row.again:10.4f}  {row.difference:10.1e}  {row.prompt[:60]!r}")
+    passed = all(difference <= _CLOSE for difference in differences)  # NaN does not pass
+    verdict = "met" if passed else "NOT met (a run in bfloat16 is off by its rounding: this is float32)"
+    print(f"largest difference {max(differences):.1e}; recorded rewards are {verdict} to {_CLOSE:g}")
+    return 0 if passed else 1
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return value
+
+
+if __name__ == "__main__":
+    run_job(main)

@@ -1,0 +1,1 @@
+"""Comparing negatives: images, figures, reports, and the paper's analyses."""

@@ -1,0 +1,60 @@
+"""What every analysis is given, and what it gives back."""
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from PIL import Image
+from torch import Tensor
+
+from renege_ray.config.run import RunConfig
+from renege_ray.models.base import TextToImage
+from renege_ray.sampling.encoded_prompts import EncodedPrompts
+from renege_ray.sampling.images import Pair, make_pairs
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is looked at.
+
+    Attributes:
+        config: model, sampling and seed; the rest of it is not used.
+        model: the model.
+        encoded: its prompts' embeddings.
+        embedding: n, (1, L, D) float32.
+        label: what to call it.
+        handwritten: the negative prompt to compare it with.
+        prompts: to make images of; none where the analysis needs none.
+        options: the analysis's own flags.
+        say: prints a line.
+    """
+
+    config: RunConfig
+    model: TextToImage
+    encoded: EncodedPrompts
+    embedding: Tensor
+    label: str
+    handwritten: str
+    prompts: Sequence[str]
+    options: argparse.Namespace
+    say: Callable[[str], None]
+
+    def pairs(self, count: int) -> tuple[Pair, ...]:
+        """`count` pairs of a prompt and a seed; see `make_pairs`."""
+        return make_pairs(self.prompts, count, self.config.seed)
+
+    def negatives(self) -> dict[str, Tensor]:
+        """Null, handwritten and the embedding itself by their labels, (1, L, D) each."""
+        named = {"null": self.model.null_embedding(), "handwritten": self.encoded([self.handwritten])}
+        return named | {self.label: self.embedding.to(self.model.device)}
+
+
+@dataclass(frozen=True)
+class Findings:
+    """A table, what it comes to in words, figures by the names that summary.json has, and pictures by their names."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    words: str
+    metrics: Mapping[str, float]
+    pictures: Mapping[str, Image.Image] = field(default_factory=dict)

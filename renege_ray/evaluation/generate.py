@@ -1,0 +1,202 @@
+"""Use case: make images of the same prompts and seeds under several negatives, side by side."""
+
+import argparse
+import os
+import re
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from renege_ray.config.argument_parser import ArgumentParser
+from renege_ray.config.run import RunConfig
+from renege_ray.config.sampling_flags import add_sampling_flags, sampling_config, whole
+from renege_ray.errors import UserError
+from renege_ray.method.embedding import PICKLE_SUFFIXES, NegativeEmbedding
+from renege_ray.models import TextToImage, check_model, load_model
+from renege_ray.models.loading.text_encoder import identify_text_encoder
+from renege_ray.output.folder import make_output_dir, write_summary
+from renege_ray.output.pictures import image_grid, save_png, to_pil
+from renege_ray.rewards.video.frames import frames_of, middle_frame
+from renege_ray.sampling.encoded_prompts import EncodedPrompts
+from renege_ray.sampling.images import Pair
+from renege_ray.sampling.images import generate as make_images
+
+_EMBEDDING_SUFFIXES = (".safetensors", *PICKLE_SUFFIXES)
+_EPILOG = """\
+examples:
+  python jobs/generate.py --prompt "a big red star on a teal background"
+  python jobs/generate.py --prompt "a small blue ring on black" --seed 1 --seed 2 \\
+      --negative null --negative "blurry, dark" --negative outputs/RUN/negative_embedding.safetensors
+
+every seed makes the image that diffusers makes with torch.Generator("cpu").manual_seed(SEED)
+"""
+
+
+@dataclass(frozen=True)
+class GenerateRequest:
+    """What to make: an image of each prompt with each seed under each negative.
+
+    config: model, sampling and output folder; the rest of it is not used. negatives: as the user named them.
+    """
+
+    config: RunConfig
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    negatives: tuple[str, ...]
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """All prompts with all seeds: the columns of the grid."""
+        return [Pair(prompt, seed) for prompt in self.prompts for seed in self.seeds]
+
+
+def parse_request(argv: Sequence[str]) -> GenerateRequest:
+    """The command line of `jobs/generate.py`. `--help` prints and exits.
+
+    Raises:
+        UserError: for anything wrong with it.
+    """
+    parser = ArgumentParser(
+        prog="jobs/generate.py",
+        description="Images of the same prompts and seeds under several negatives, and a grid of them all.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--prompt", action="append", required=True, metavar="TEXT", help="repeat it for more images")
+    add(
+        "--negative",
+        action="append",
+        metavar="FILE|DIR|null|handwritten|TEXT",
+        help="an embedding file, the output folder of jobs/tune_prompts.py (each prompt has its own embedding there), "
+        "null (what the pipeline takes without one), handwritten (the preset's first one) or any text; repeat it to "
+        "compare (default: null)",
+    )
+    add("--seed", action="append", type=whole, metavar="N", help="of the initial noise; may be repeated (default: 0)")
+    add_sampling_flags(parser, "generate")
+    given = parser.parse_args(list(argv))
+    config = sampling_config(given, "generate")
+    if any(not prompt.strip() for prompt in given.prompt):
+        raise UserError("--prompt: an empty prompt shows nothing of a negative; give a text")
+    return GenerateRequest(
+        config,
+        tuple(dict.fromkeys(given.prompt)),
+        tuple(dict.fromkeys(given.seed or [0])),
+        tuple(dict.fromkeys(given.negative or ["null"])),
+    )
+
+
+def generate(request: GenerateRequest, say: Callable[[str], None] = print) -> list[Path]:
+    """Write one PNG an image (animated for a video), a grid where there is more than one, and summary.json.
+    Returns the files' paths.
+
+    Raises:
+        UserError: an embedding that cannot be read or does not fit (before the model is loaded), or the
+            model.
+    """
+    started = time.monotonic()
+    config = request.config
+    check_model(config.model, config.sampling.num_inference_steps)
+    embeddings = _load_embeddings(request)
+    tables = _open_tables(request, say)
+    model = load_model(config.model)
+    folder = make_output_dir(config.output_dir)
+    encoded = EncodedPrompts(model)
+    rows, files = {}, []
+    for number, name in enumerate(request.negatives):
+        if name in tables:
+            negatives = tables[name]
+        else:
+            negative = embeddings.get(name)
+            if negative is None:
+                negative = model.null_embedding() if name == "null" else encoded([_text(name, config)])
+            negatives = negative.expand(len(request.pairs), -1, -1)
+        images = _in_batches(model, negatives, request, encoded)
+        rows[_label(name, config)] = middle_frame(images)
+        for pair, image in zip(request.pairs, images, strict=True):
+            path = folder / "images" / f"{number}_{_slug(name)}_{_slug(pair.prompt)}_{pair.seed}.png"
+            first, *following = (to_pil(frame) for frame in frames_of(image))
+            save_png(first, path, following)
+            files.append(path)
+    if len(files) > 1:
+        captions = [f"{pair.prompt} (seed {pair.seed})" for pair in request.pairs]
+        files.append(folder / "grid.png")
+        save_png(image_grid(rows, captions), files[-1])
+    cut = model.count_truncated(request.prompts)
+    if cut:
+        say(f"{cut} prompts are too long for the text encoder and were cut")
+    write_summary(folder, "generate", time.monotonic() - started, {path.stem: path for path in files}, {})
+    return files
+
+
+def _load_embeddings(request: GenerateRequest) -> dict[str, Tensor]:
+    """The negatives that are files, each checked against the model's text encoder."""
+    loaded = {
+        name: NegativeEmbedding.load(name)
+        for name in request.negatives
+        if name not in ("null", "handwritten")
+        and (Path(name).suffix.lower() in _EMBEDDING_SUFFIXES or os.path.isfile(name))
+    }
+    if loaded:
+        encoder = identify_text_encoder(request.config.model)
+        for embedding in loaded.values():
+            embedding.check_fits(encoder.layout.shapes, encoder.hash, encoder.name)
+        return {name: encoder.layout.pack(embedding.tensors) for name, embedding in loaded.items()}
+    return {}
+
+
+def _open_tables(request: GenerateRequest, say: Callable[[str], None]) -> dict[str, Tensor]:
+    """The negatives that are folders of tuned prompts: the embeddings of all pairs, packed, (P, L, D)."""
+    found = {}
+    for name in request.negatives:
+        if _is_table(name):
+            from renege_ray.embeddings.prompt_embeddings import PromptEmbeddings  # imports pyarrow
+
+            encoder = identify_text_encoder(request.config.model)
+            with PromptEmbeddings.open(name) as embeddings, warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always")
+                embeddings.check_fits(encoder.layout.shapes, encoder.hash, encoder.name)
+                found[name] = embeddings.batch([pair.prompt for pair in request.pairs])
+            for line in dict.fromkeys(str(warning.message) for warning in told):
+                say(line)
+    return found
+
+
+def _in_batches(model: TextToImage, negatives: Tensor, request: GenerateRequest, encoded: EncodedPrompts) -> Tensor:
+    """Images (P, 3, H, W), or videos, of all pairs, each under its own negative of (P, L, D), on the CPU."""
+    import torch
+
+    size = request.config.validation.batch_size
+    pairs, sampling = request.pairs, request.config.sampling
+    chunks = (slice(start, start + size) for start in range(0, len(pairs), size))
+    return torch.cat([make_images(model, negatives[c], pairs[c], sampling, encoded).cpu() for c in chunks])
+
+
+def _text(name: str, config: RunConfig) -> str:
+    return config.prompts.handwritten[0] if name == "handwritten" else name
+
+
+def _label(name: str, config: RunConfig) -> str:
+    if name == "handwritten":
+        return f"handwritten\n{config.prompts.handwritten[0]}"
+    return _short(name)
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "-", _short(text)).strip("-")[:40] or "text"
+
+
+def _short(name: str) -> str:
+    """A negative's name without its folders, where it is a file or a folder."""
+    if Path(name).suffix.lower() in _EMBEDDING_SUFFIXES:
+        return Path(name).stem
+    return Path(name).name if _is_table(name) else name
+
+
+def _is_table(name: str) -> bool:
+    return name not in ("null", "handwritten") and os.path.isdir(name)  # unlike pathlib's, for any text, however long

@@ -1,0 +1,181 @@
+"""Use case: make the images of an evaluation, score them, keep them: rows of its table, a batch at a time."""
+
+import io
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from renege_ray.config.run import ModelConfig, RunConfig
+from renege_ray.embeddings.negatives import Negative
+from renege_ray.embeddings.prompt_embeddings import PromptEmbeddings
+from renege_ray.errors import UserError, describe
+from renege_ray.evaluation.comparison import BLACK, FAILED, NAN, OK
+from renege_ray.evaluation.table import ImageToMake, make_row
+from renege_ray.models.base import TextToImage
+from renege_ray.output.pictures import animation, to_pil
+from renege_ray.prompts.refine import Refiner
+from renege_ray.rewards.base import Scorer
+from renege_ray.rewards.video.frames import frames_of
+from renege_ray.sampling.batches import MicroBatches
+from renege_ray.sampling.encoded_prompts import EncodedPrompts
+from renege_ray.sampling.images import Pair, generate, score
+
+Row = dict[str, object]
+BLACKEST = 2 / 255  # no pixel of a black image is brighter
+LOSSLESS_UP_TO = 128  # pixels a side: small images are small files anyway
+WEBP_QUALITY = 90
+
+
+@dataclass(frozen=True)
+class Loaders:
+    """How to get what is needed, once it is needed."""
+
+    model: Callable[[ModelConfig], TextToImage]
+    refiner: Callable[[str, tuple[str, str]], Refiner]
+
+
+class ImageMaker:
+    """Makes rows. One model is loaded at a time, so images of one model are better made one after the other.
+
+    Attributes:
+        names: of the scores.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        negatives: Sequence[Negative],
+        scorers: Sequence[Scorer],
+        loaders: Loaders,
+        keep: Callable[[str, bytes], None],
+    ) -> None:
+        """`keep`: stores a file below the folder of images."""
+        self._config, self._negatives, self._scorers = config, negatives, scorers
+        self._loaders, self._keep = loaders, keep
+        self.names = [name for scorer in scorers for name in scorer.names]
+        self._model: tuple[ModelConfig, TextToImage, EncodedPrompts] | None = None
+        self._refiners: dict[tuple[str, str], Refiner] = {}
+        self._tables: dict[str, PromptEmbeddings] = {}
+        self._batches = MicroBatches("auto", config.evaluation.batch_size, "evaluation.batch_size")
+
+    def rows(self, items: Sequence[ImageToMake], about_to: Callable[[Sequence[ImageToMake]], None]) -> Iterator[Row]:
+        """The rows of images, in order. `about_to` is told of each batch before it is computed."""
+
+        def compute(batch: Sequence[ImageToMake]) -> list[Row]:
+            about_to(batch)
+            return self._rows(batch)
+
+        for _, same_model in groupby(items, key=lambda item: self._negatives[item.method].method.model):
+            for _, rows in self._batches.over(list(same_model), compute):
+                yield from rows
+
+    def failed(self, item: ImageToMake, error: str) -> Row:
+        """The row of an image that cannot be made."""
+        negative = self._negatives[item.method]
+        return make_row(item, negative.label, negative.model.id, {}, 0.0, status=FAILED, error=error)
+
+    def _rows(self, batch: Sequence[ImageToMake]) -> list[Row]:
+        """Where a batch raises, each image is tried alone."""
+        try:
+            return self._made(batch)
+        except (UserError, torch.AcceleratorError, torch.cuda.OutOfMemoryError, OSError):
+            raise
+        except Exception as error:
+            if len(batch) == 1:
+                return [self.failed(batch[0], describe(error))]
+            return [row for item in batch for row in self._rows([item])]
+
+    def _made(self, batch: Sequence[ImageToMake]) -> list[Row]:
+        started = time.monotonic()
+        model, encoded = self._load(self._negatives[batch[0].method].model)
+        prompts = [self._refined(item) for item in batch]
+        embeddings, marks = self._embeddings(batch, prompts, model, encoded)
+        pairs = [Pair(prompt, item.seed) for prompt, item in zip(prompts, batch, strict=True)]
+        images = generate(model, embeddings, pairs, self._config.sampling, encoded).float()
+        scores = self._scores(images, [item.prompt for item in batch])
+        images = images.cpu()
+        files = [self._keep_image(item, image) for item, image in zip(batch, images, strict=True)]
+        seconds = (time.monotonic() - started) / len(batch)
+        return [
+            make_row(
+                item, self._negatives[item.method].label, model.name,
+                {name: float(values[i]) for name, values in scores.items()}, seconds,
+                refined_prompt=prompt if self._negatives[item.method].refiner else "",
+                status=status_of(images[i]), marks=marks[i], image=files[i],
+            )
+            for i, (item, prompt) in enumerate(zip(batch, prompts, strict=True))
+        ]  # fmt: skip
+
+    def _load(self, wanted: ModelConfig) -> tuple[TextToImage, EncodedPrompts]:
+        if self._model is None or self._model[0] != wanted:
+            self._model = None  # before the next one is loaded: there may be no room for two
+            model = self._loaders.model(wanted)
+            self._model = wanted, model, EncodedPrompts(model, capacity=1000)
+        return self._model[1], self._model[2]
+
+    def _refined(self, item: ImageToMake) -> str:
+        negative = self._negatives[item.method]
+        if negative.refiner is None:
+            return item.prompt
+        if negative.refiner not in self._refiners:
+            self._refiners[negative.refiner] = self._loaders.refiner(negative.method.refine, negative.refiner)
+        return self._refiners[negative.refiner](item.prompt)
+
+    def _embeddings(
+        self, batch: Sequence[ImageToMake], prompts: Sequence[str], model: TextToImage, encoded: EncodedPrompts
+    ) -> tuple[Tensor, list[str]]:
+        """The negatives (B, L, D) of a batch, and the marks of its rows. Tuned prompts go by the original words."""
+        rows: list[Tensor] = []
+        marks: list[str] = []
+        for item in batch:
+            negative = self._negatives[item.method]
+            if negative.table and negative.table not in self._tables:
+                self._tables[negative.table] = PromptEmbeddings.open(negative.table)
+            embedding, mark = negative.embedding_for(item.prompt, model, encoded, self._tables)
+            rows.append(embedding)
+            marks.append(mark)
+        return torch.cat(rows), marks
+
+    def _scores(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """{name: (B,) float64}; NaN for images that are not finite."""
+        finite = images.isfinite().flatten(1).all(dim=1)
+        found = score(self._scorers, images.nan_to_num(0.0, 0.0, 0.0), prompts)
+        return {name: found[name].double().where(finite, torch.nan).cpu() for name in self.names}
+
+    def _keep_image(self, item: ImageToMake, image: Tensor) -> str:
+        """Store an image as configured. Returns its path below the folder of images, "" if it is not kept."""
+        form = self._config.evaluation.keep_images
+        if form == "none" or not image.isfinite().all():
+            return ""
+        path = f"{folder_of(self._negatives[item.method])}/{item.prompt_id}-{item.pair_index}.{form}"
+        self._keep(path, encode_image([to_pil(frame) for frame in frames_of(image)], form))
+        return path
+
+
+def folder_of(negative: Negative) -> str:
+    """The folder of a method's images: two methods of one label, now and later, have two."""
+    return f"{negative.label.replace(' ', '-').replace(':', '-')}-{negative.key[:8]}"
+
+
+def status_of(image: Tensor) -> str:
+    """What there is to say of an image (3, H, W), or a video (3, F, H, W), in [0, 1]."""
+    if not image.isfinite().all():
+        return NAN
+    return BLACK if float(image.max()) <= BLACKEST else OK
+
+
+def encode_image(frames: Sequence[Image.Image], form: str) -> bytes:
+    """The file of an image, animated where it has several frames; form: "webp" or "png"."""
+    first, *following = frames
+    options = animation(following)
+    if form == "webp":
+        small = max(first.size) <= LOSSLESS_UP_TO
+        options |= {"lossless": True} if small else {"quality": WEBP_QUALITY}
+    buffer = io.BytesIO()
+    first.save(buffer, form, **options)
+    return buffer.getvalue()

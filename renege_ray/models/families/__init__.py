@@ -1,0 +1,1 @@
+"""The families of models, a file each, and the registry that lists them."""

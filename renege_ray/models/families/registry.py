@@ -1,0 +1,107 @@
+"""The families of models, and which models are refused because no negative embedding can help them.
+
+Everything is judged by a folder's small configuration files, before weights are downloaded or read.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from renege_ray.errors import UserError
+from renege_ray.models.families.pixart_alpha import PixArtAlpha
+from renege_ray.models.families.stable_diffusion import StableDiffusion
+from renege_ray.models.families.stable_diffusion_controlnet import StableDiffusionControlNet
+from renege_ray.models.families.stable_diffusion_xl import StableDiffusionXL
+from renege_ray.models.families.text_to_video import TextToVideo
+from renege_ray.models.frozen_pipeline import FrozenPipeline
+
+INDEX = "model_index.json"
+FAMILIES: dict[str, type[FrozenPipeline]] = {
+    family.PIPELINE: family
+    for family in (StableDiffusion, StableDiffusionXL, PixArtAlpha, StableDiffusionControlNet, TextToVideo)
+}
+_DISTILLED = "its guidance is distilled into its weights, so that it makes no use of a negative"
+_NO_NEGATIVE = {
+    "FluxPipeline": _DISTILLED,
+    "LatentConsistencyModelPipeline": _DISTILLED,
+    "SanaSprintPipeline": _DISTILLED,
+    "DDPMPipeline": "it knows no prompts, so it has no negative",
+    "DDIMPipeline": "it knows no prompts, so it has no negative",
+}
+_DISTILLED_SAMPLERS = ("LCMScheduler", "TCDScheduler")
+# Adversarial distillation (SD-Turbo, SDXL-Turbo) leaves no trace in the weights' configuration; its sampler is this.
+_TURBO_SAMPLERS = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler")
+_DISTILLED_NAME = re.compile(
+    r"(?:^|[-_. /])(turbo|lcm|lightning|schnell|hyper-?sd|dmd2?)(?:$|[-_. /\d])", re.IGNORECASE
+)
+
+
+def check_family(folder: Path, model: str) -> type[FrozenPipeline]:
+    """The family of a folder in diffusers' format that has its configuration files, if nothing else.
+
+    Args:
+        folder: where the files are.
+        model: what the user called it.
+
+    Raises:
+        UserError: there is no index, it is damaged, the kind of pipeline is not supported, or the model makes no use
+            of a negative; the message says which.
+    """
+    index = read_json(folder / INDEX)
+    kind = index.get("_class_name")
+    if kind not in FAMILIES:
+        why = _NO_NEGATIVE.get(str(kind))
+        raise UserError(
+            f"model {model!r} is a {kind}: " + (f"{why}; " if why else "") + f"supported are {', '.join(FAMILIES)}"
+        )
+    sign = _sign_of_distillation(folder, kind) or distilled_name(model)
+    if sign:
+        raise UserError(
+            f"model {model!r}: {_DISTILLED} ({sign}); give the model that it was distilled from, "
+            "or change that if it is not true of this one"
+        )
+    return FAMILIES[kind]
+
+
+def distilled_name(model: str) -> str:
+    """What in the name of a model or a LoRA says that its guidance is distilled; empty if nothing does."""
+    path = Path(model).expanduser()
+    name = path.resolve().name if path.exists() else model
+    found = _DISTILLED_NAME.search(name)
+    return f"{found[1]!r} in its name" if found else ""
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A configuration file of a model.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    if not file.is_file():
+        raise UserError(f"model folder {file.parent} has no file {file.name}: give a folder in diffusers' format")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("not a map")
+    except ValueError as error:
+        raise UserError(f"model file {file} is damaged ({error}): export or download the model again") from error
+    return content
+
+
+def _sign_of_distillation(folder: Path, kind: str) -> str:
+    denoiser = folder / FAMILIES[kind].DENOISER / "config.json"
+    config = read_json(denoiser) if denoiser.is_file() else {}
+    if config.get("time_cond_proj_dim") is not None:
+        return f"time_cond_proj_dim in {denoiser.parent.name}/{denoiser.name}: the guidance scale is an input"
+    file = folder / "scheduler" / "scheduler_config.json"
+    scheduler = read_json(file) if file.is_file() else {}
+    sampler = scheduler.get("_class_name")
+    turbo = (
+        sampler in _TURBO_SAMPLERS
+        and scheduler.get("timestep_spacing") == "trailing"
+        and scheduler.get("prediction_type", "epsilon") == "epsilon"
+    )
+    if turbo:
+        return f"{sampler} with timestep_spacing trailing in scheduler/{file.name}, as turbo models have it"
+    return f"{sampler} in scheduler/{file.name}" if sampler in _DISTILLED_SAMPLERS else ""

@@ -1,0 +1,90 @@
+"""What can be known of a model before its weights are read: that they are there, and that it can be sampled."""
+
+import re
+from pathlib import Path
+
+import diffusers
+from safetensors import SafetensorError, safe_open
+
+from renege_ray.config.run import ModelConfig
+from renege_ray.errors import UserError, first_line
+from renege_ray.models.families.registry import INDEX, check_family, read_json
+from renege_ray.models.loading.controlnet import check_control
+from renege_ray.models.loading.hub import find_folder
+from renege_ray.models.loading.text_encoder import ENCODERS
+from renege_ray.models.noise_schedule import ddim_of, schedule_of
+
+# diffusion_pytorch_model.fp16.safetensors, model.fp16-00001-of-00002.safetensors, model-00001-of-00002.fp16.safetensors
+_WEIGHTS = re.compile(r"[a-z_]+(?:\.(\w+))?(?:-\d+-of-\d+)?(?:\.(\w+))?\.safetensors")
+
+
+def check_files(config: ModelConfig, num_inference_steps: int) -> None:
+    """Check the files of a model in a folder or on the Hub (from where they are downloaded here), reading no weights.
+
+    Raises:
+        UserError: it cannot be found, makes no use of a negative, has a text encoder of another kind, a file that is
+            missing or damaged, or a noise schedule that has no such steps; or its ControlNet has no images to look at.
+    """
+    folder = find_folder(config)
+    check_control(config, folder)
+    _check_weights(folder, config)
+    _check_text_encoder(folder, config.id)
+    _check_schedule(folder, config.id, num_inference_steps)
+
+
+def _check_text_encoder(folder: Path, model: str) -> None:
+    """No family's first text encoder ends in a projection: one vector a prompt, where one a token is wanted."""
+    named = read_json(folder / INDEX).get("text_encoder") or [None, None]
+    if named[1] == "CLIPTextModelWithProjection":
+        raise UserError(
+            f"model {model!r}: its text_encoder is a {named[1]}, which gives one vector a prompt instead of one "
+            "a token (its own pipeline cannot use it either); save it as a CLIPTextModel"
+        )
+
+
+def _check_weights(folder: Path, config: ModelConfig) -> None:
+    """All networks have safetensors files of the wanted variant, or of none, with whole headers."""
+    index = read_json(folder / INDEX)
+    encoders = [name for name in ENCODERS if (index.get(name) or [None])[0] is not None]
+    variants: set[str] = set()
+    for part in (check_family(folder, config.id).DENOISER, "vae", *encoders):
+        files = sorted((folder / part).glob("*.safetensors"))
+        if not files:
+            raise UserError(
+                f"model {config.id!r}: {folder / part} has no .safetensors file, and no other kind is read; "
+                "export or download the model again"
+            )
+        matches = [_WEIGHTS.fullmatch(file.name) for file in files]
+        found = {(match[1] or match[2] or "") if match else "" for match in matches}
+        if config.variant is None and "" not in found:
+            raise UserError(
+                f"model.variant: null, but {folder / part} has its weights as variant {' or '.join(sorted(found))} "
+                f"only; give --model.variant {min(found)}"
+            )
+        variants |= found
+        for file in files:
+            _check_header(file)
+    if config.variant is not None and config.variant not in variants:
+        others = ", ".join(sorted(variants - {""})) or "none"
+        raise UserError(f"model.variant: {config.variant!r} is no variant in {folder}: there is {others}; leave it out")
+
+
+def _check_header(file: Path) -> None:
+    try:
+        with safe_open(file, framework="pt"):
+            pass
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"model file {file} is damaged ({first_line(error)}): export or download the model again"
+        ) from error
+
+
+def _check_schedule(folder: Path, model: str, num_inference_steps: int) -> None:
+    """The scheduler can be made, has a DDIM form, and has so many steps."""
+    file = folder / "scheduler" / "scheduler_config.json"
+    config = read_json(file)
+    try:
+        scheduler = getattr(diffusers, str(config.get("_class_name"))).from_config(config)
+    except (AttributeError, ImportError, TypeError, ValueError) as error:
+        raise UserError(f"model {model!r}: no scheduler can be made of {file} ({first_line(error)})") from error
+    schedule_of(ddim_of(scheduler, model), num_inference_steps)

@@ -1,0 +1,147 @@
+"""Finding a diffusers model in a folder or on the Hugging Face Hub, and saying plainly why there is none."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
+from transformers.utils import logging as transformers_logging
+
+from renege_ray.config.run import ModelConfig
+from renege_ray.errors import UserError, first_line
+from renege_ray.models import toy
+from renege_ray.models.families.registry import INDEX, check_family
+from renege_ray.models.loading.controlnet import add_controlnet, check_control
+from renege_ray.models.loading.hub_errors import why_not
+from renege_ray.models.loading.lora import fuse_lora
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+# No images but the model's own: the checker would paint some black, and rewards would judge the paint.
+WITHOUT_CHECKER = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+# Enough to say whether a model is supported, before gigabytes are downloaded.
+SMALL_FILES = [INDEX, "*/config.json", "*/scheduler_config.json"]
+LOCAL_HINT = "or give a local folder in diffusers' format (one with model_index.json)"
+
+
+def load_pipeline(config: ModelConfig, *, text_only: bool = False) -> tuple[Any, str]:
+    """The pipeline of a configuration, in float32 on the CPU, with its LoRA fused; and what to call it.
+
+    Args:
+        config: the `model` section.
+        text_only: leave out the denoiser and the VAE, which are most of a model.
+
+    Raises:
+        UserError: no such folder or model, a file is missing or damaged, or the Hub cannot be reached.
+    """
+    if config.id in toy.EMBEDDED_MODELS:
+        pipeline, name = toy.pipeline(config.id, text_only=text_only), config.id
+    else:
+        folder = find_folder(config)
+        if not text_only:
+            check_control(config, folder)
+        pipeline = read_pipeline(folder, config.id, variant=config.variant, text_only=text_only)
+        # The name goes into stored metadata, where the path of one machine would mean nothing.
+        name = folder.resolve().name if is_local(config.id) else config.id
+    if config.controlnet is not None and not text_only:
+        pipeline = add_controlnet(pipeline, config.controlnet)
+        name += f" + {short_name(config.controlnet)}"
+    if config.lora is not None:
+        fuse_lora(pipeline, config.lora)
+        name += f" + {short_name(config.lora)}"
+    return pipeline, name
+
+
+def find_folder(config: ModelConfig) -> Path:
+    """The folder of a model: the one that is named, or where the Hub's files lie once they are downloaded.
+
+    Raises:
+        UserError: it cannot be found, or makes no use of a negative; the message names the file or the id and says
+            what to do.
+    """
+    model, revision = config.id, config.revision
+    path = Path(model).expanduser()
+    if path.is_dir():
+        check_family(path, model)
+        return path
+    if path.exists():
+        raise UserError(f"model {model!r} is a file: give the folder in diffusers' format (one with {INDEX})")
+    if not HUB_ID.fullmatch(model):
+        raise UserError(f"model {model!r}: no such folder; give one in diffusers' format (with {INDEX}), or a Hub id")
+    try:
+        check_family(Path(snapshot_download(model, revision=revision, allow_patterns=SMALL_FILES)), model)
+        return Path(
+            DiffusionPipeline.download(
+                model, revision=revision, variant=config.variant, use_safetensors=True, **WITHOUT_CHECKER
+            )
+        )
+    except UserError:
+        raise
+    except Exception as error:  # of the Hub, of its HTTP client, of diffusers: all say that there is no model
+        raise UserError(f"model {model!r} {why_not(error, revision)}, {LOCAL_HINT}") from error
+
+
+def read_pipeline(folder: Path, model: str, *, variant: str | None, text_only: bool = False) -> Any:
+    """The pipeline of a folder, in float32, from safetensors files only.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    family = check_family(folder, model)
+    options = dict(WITHOUT_CHECKER) if family.SAFETY_CHECKER else {}
+    if text_only:
+        options |= {family.DENOISER: None, "vae": None}
+    with _reading(folder, model):
+        return DiffusionPipeline.from_pretrained(
+            folder, variant=variant, use_safetensors=True, local_files_only=True, dtype=torch.float32, **options
+        )
+
+
+def read_component(kind: Any, folder: Path, model: str) -> Any:
+    """One network of a model, of a class of diffusers, in float32, from safetensors files only.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    with _reading(folder, model):
+        return kind.from_pretrained(folder, use_safetensors=True, local_files_only=True, torch_dtype=torch.float32)
+
+
+@contextmanager
+def _reading(folder: Path, model: str) -> Iterator[None]:
+    try:
+        with _no_progress_bars():
+            yield
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, SafetensorError) as error:
+        raise UserError(
+            f"model {model!r} cannot be loaded from {folder}: {first_line(error)} (only safetensors files are read)"
+        ) from error
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Reading from a disk takes a moment, and every worker does it; bars of downloads are left alone."""
+    libraries = [lib for lib in (diffusers_logging, transformers_logging) if lib.is_progress_bar_enabled()]
+    for library in libraries:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in libraries:
+            library.enable_progress_bar()
+
+
+def short_name(addition: str) -> str:
+    """What a model's name says of a LoRA or a ControlNet: the name of its file or folder, or its Hub id."""
+    path = Path(addition).expanduser()
+    return path.stem if path.exists() else addition
+
+
+def is_local(model: str) -> bool:
+    """Whether a model is named by its folder."""
+    return Path(model).expanduser().is_dir()

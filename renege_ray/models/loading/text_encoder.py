@@ -1,0 +1,208 @@
+"""Whose output space an embedding lives in: the text encoders of a pipeline, named, hashed and measured."""
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+
+from renege_ray.config.run import ModelConfig
+from renege_ray.errors import UserError
+from renege_ray.models.layout import EmbeddingLayout
+
+# What, besides its weights, decides a text encoder's output. The rest of its configuration (the versions of
+# libraries, the type of the stored weights, paths) differs between copies of one encoder.
+CONFIG_KEYS = {
+    "clip_text_model": (
+        "hidden_act",
+        "hidden_size",
+        "intermediate_size",
+        "layer_norm_eps",
+        "max_position_embeddings",
+        "model_type",
+        "num_attention_heads",
+        "num_hidden_layers",
+        "vocab_size",
+    ),
+    "t5": (
+        "d_ff",
+        "d_kv",
+        "d_model",
+        "feed_forward_proj",
+        "layer_norm_epsilon",
+        "model_type",
+        "num_heads",
+        "num_layers",
+        "relative_attention_max_distance",
+        "relative_attention_num_buckets",
+        "vocab_size",
+    ),
+}
+ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")  # as pipelines call them
+T5_TOKENS = 120  # what PixArt-alpha pads to (its Section 3.1): T5 itself knows no length
+
+
+@dataclass(frozen=True)
+class TextEncoderIdentity:
+    """The text encoders of a model.
+
+    Attributes:
+        name: for people: classes and sizes, since configurations do not say reliably whose weights they are.
+        hash: 16 hexadecimal digits for comparing, the same on every machine.
+        layout: what an embedding in their output space is made of.
+    """
+
+    name: str
+    hash: str
+    layout: EmbeddingLayout
+
+
+def identify(pipeline: Any) -> TextEncoderIdentity:
+    """The text encoders of a diffusers pipeline, whatever it generates.
+
+    Raises:
+        UserError: encoders that no supported family has.
+    """
+    encoders = text_encoders(pipeline)
+    return TextEncoderIdentity(
+        name=" + ".join(_describe(encoder) for encoder in encoders),
+        hash=hash_text_encoders(encoders),
+        layout=layout_of(pipeline),
+    )
+
+
+def identify_text_encoder(config: ModelConfig) -> TextEncoderIdentity:
+    """Read the tokenizers' and the text encoders' files of a model, and no others unless a LoRA is to be added.
+
+    Raises:
+        UserError: the model cannot be found, or its text encoders cannot be read.
+    """
+    from renege_ray.models.loading.hub import load_pipeline  # imports diffusers
+
+    return identify(load_pipeline(config, text_only=config.lora is None)[0])
+
+
+def layout_of(pipeline: Any) -> EmbeddingLayout:
+    """What an embedding is made of: by one CLIP encoder, a pair of which the second projects (SDXL), or T5 (PixArt).
+
+    Raises:
+        UserError: encoders that no supported family has.
+    """
+    encoders: list[Any] = text_encoders(pipeline)
+    kinds = [encoder.config.model_type for encoder in encoders]
+    if kinds == ["t5"]:
+        return EmbeddingLayout(T5_TOKENS, int(encoders[0].config.d_model), masked=True)
+    if kinds == ["clip_text_model"]:
+        return EmbeddingLayout(_clip_tokens(pipeline, encoders), int(encoders[0].config.hidden_size))
+    if kinds == ["clip_text_model"] * 2:
+        width = sum(int(encoder.config.hidden_size) for encoder in encoders)
+        pooled = int(encoders[1].config.projection_dim)
+        return EmbeddingLayout(_clip_tokens(pipeline, encoders), width, pooled_width=pooled)
+    raise UserError(
+        f"{type(pipeline).__name__} has the text encoders {kinds or 'none'}: only those of Stable Diffusion 1.x and "
+        "2.x (one CLIP), SDXL (two) and PixArt-alpha (T5) are supported"
+    )
+
+
+def _clip_tokens(pipeline: Any, encoders: list[Any]) -> int:
+    """L: what the tokenizer pads to. One whose files are not all there says no length, which reads as a huge one."""
+    length, room = int(pipeline.tokenizer.model_max_length), encoders[0].config.max_position_embeddings
+    if not 0 < length <= room:
+        raise UserError(
+            f"the model's tokenizer pads to {length:.3g} tokens, and its text encoder has room for {room}: check "
+            "model_max_length in tokenizer/tokenizer_config.json, or export or download the model again"
+        )
+    return length
+
+
+def read_layout(folder: Path) -> EmbeddingLayout:
+    """What an embedding is made of for the model in a folder, by its configuration files alone."""
+    from transformers import AutoConfig
+
+    parts = {}
+    for name in ENCODERS:
+        if (folder / name).is_dir():
+            config = AutoConfig.from_pretrained(folder / name, local_files_only=True)
+            parts[name] = SimpleNamespace(config=config)
+    tokenizer = json.loads((folder / "tokenizer" / "tokenizer_config.json").read_text(encoding="utf-8"))
+    length = SimpleNamespace(model_max_length=tokenizer.get("model_max_length", 0))
+    return layout_of(SimpleNamespace(tokenizer=length, **parts))
+
+
+def text_encoders(pipeline: Any) -> list[torch.nn.Module]:
+    """A pipeline's text encoders, in diffusers' order."""
+    found = (getattr(pipeline, name, None) for name in ENCODERS)
+    return [encoder for encoder in found if encoder is not None]
+
+
+def hash_text_encoders(encoders: list[torch.nn.Module]) -> str:
+    """16 hexadecimal digits for all encoders of a pipeline; for one, those of `hash_text_encoder`."""
+    hashes = [hash_text_encoder(encoder) for encoder in encoders]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256(" ".join(hashes).encode()).hexdigest()[:16]
+
+
+def hash_text_encoder(text_encoder: torch.nn.Module) -> str:
+    """16 hexadecimal digits of a SHA-256 over an encoder's weights, in order of their names, and its
+    configuration.
+
+    Weights are rounded to float16 first, so that the float32 and the float16 files of one encoder have the
+    same hash. Names count without `text_model.`, a prefix that comes and goes with the version of
+    transformers.
+    """
+    config: Any = text_encoder.config
+    keys = CONFIG_KEYS.get(config.model_type, ("model_type",))
+    kind = json.dumps({key: getattr(config, key, None) for key in keys})
+    state = (kind, [(weight.data_ptr(), weight._version, weight.dtype) for weight in text_encoder.parameters()])
+    if _HASHES.get(text_encoder, (None, ""))[0] != state:
+        digest = hashlib.sha256(kind.encode())
+        weights = {name.removeprefix("text_model."): weight for name, weight in text_encoder.named_parameters()}
+        for name in sorted(weights):
+            half = weights[name].detach().to("cpu", torch.float16).contiguous()
+            digest.update(f"{name} {tuple(half.shape)}".encode())
+            digest.update(half.numpy().tobytes())
+        _HASHES[text_encoder] = (state, digest.hexdigest()[:16])
+    return _HASHES[text_encoder][1]
+
+
+# T5's 4.7 billion weights take many seconds, and a pipeline's encoder is looked at for every call of it.
+_HASHES: WeakKeyDictionary[torch.nn.Module, tuple[object, str]] = WeakKeyDictionary()
+
+
+def identify_stored(pipeline: Any, loaded: TextEncoderIdentity) -> TextEncoderIdentity:
+    """The text encoders as they lie in the folders that a pipeline in bfloat16 was loaded from.
+
+    bfloat16 keeps 8 bits of a weight where the hash needs 11: encoders that were rounded to it can only be told from
+    others by their files. Encoders in another type are as they were `loaded`.
+
+    Raises:
+        UserError: the files are not there any more.
+    """
+    encoders: list[Any] = text_encoders(pipeline)
+    if all(encoder.dtype != torch.bfloat16 for encoder in encoders):
+        return loaded
+    return replace(loaded, hash=hash_text_encoders([_stored(encoder) for encoder in encoders]))
+
+
+def _stored(encoder: Any) -> torch.nn.Module:
+    source = getattr(encoder.config, "_name_or_path", "")
+    for variant in (None, "fp16") if source else ():
+        try:
+            found: torch.nn.Module = type(encoder).from_pretrained(
+                source, variant=variant, dtype=torch.float32, local_files_only=True, use_safetensors=True
+            )
+            return found
+        except (OSError, ValueError):
+            continue
+    raise UserError(
+        f"the pipeline's {type(encoder).__name__} was rounded to bfloat16, which hides whose it was, and its files "
+        f"are not in {source or 'any folder'!r}: load the pipeline in float16 or float32, or from files that stay"
+    )
+
+
+def _describe(encoder: Any) -> str:
+    config = encoder.config
+    return f"{type(encoder).__name__} ({config.num_hidden_layers} layers of width {config.hidden_size})"

@@ -1,0 +1,1 @@
+"""Prompts: their sources, the files they are read from, and their refinement by a language model."""

@@ -1,0 +1,228 @@
+"""The published prompt sets that go by a name: where their files are, and how it is known that they are the right ones.
+
+A set is read from a local copy, from the cache of an earlier download, or from its public home, at a fixed revision.
+"""
+
+import hashlib
+import os
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from renege_ray.errors import UserError, first_line
+from renege_ray.prompts.files import PromptTable, read_prompt_file
+
+GITHUB = "https://raw.githubusercontent.com"
+_SECONDS_TO_CONNECT = 20
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file of a published set.
+
+    Attributes:
+        host: "GitHub", or "Hub" for a data set of the Hugging Face Hub.
+        repository: OWNER/NAME there.
+        revision: the commit.
+        path: within the repository.
+        sha256: of the file.
+        prompts: how many it holds.
+        column: where they are; None where the file has no columns.
+        category: of all of them, where the file stands for one.
+    """
+
+    host: Literal["GitHub", "Hub"]
+    repository: str
+    revision: str
+    path: str
+    sha256: str
+    prompts: int
+    column: str | None = None
+    category: str = ""
+
+    @property
+    def name(self) -> str:
+        """The file's name, which a local copy has too."""
+        return self.path.rpartition("/")[2]
+
+
+@dataclass(frozen=True)
+class PublishedSet:
+    """A set of one file or several.
+
+    exact: a file with another SHA-256 is refused; otherwise that is only said.
+    """
+
+    files: tuple[RemoteFile, ...]
+    exact: bool = True
+
+
+def _hpsv2(style: str, sha256: str) -> RemoteFile:
+    revision = "260dbde75ab1c68e86d32a8e7739f1b49b100578"
+    return RemoteFile("Hub", "zhwang/HPDv2", revision, f"benchmark/{style}.json", sha256, 800, category=style)
+
+
+SETS = {
+    "imagereward-10k": PublishedSet(
+        (
+            RemoteFile(
+                "GitHub",
+                "THUDM/ImageReward",
+                "c1392c6dd0fd6ecd6d416c96959ab744a6d0a8fb",
+                "data/refl_data.json",
+                "47cc5f5c0faa36167c5bd10cdc3aee0b1072147b44d3ae18f77bd98f377ecbb8",
+                10_000,
+                "text",
+            ),
+        )
+    ),
+    "parti": PublishedSet(
+        (
+            RemoteFile(
+                "GitHub",
+                "google-research/parti",
+                "5a657978134374ce28973948331b319adef164bd",
+                "PartiPrompts.tsv",
+                "fab29e41bb512a169b56acab4cf2a41dcb675e285df2efcde6640c7dd3c440eb",
+                1_632,
+                "Prompt",
+            ),
+        )
+    ),
+    # The hashes of these four are not from the files themselves, which could not be had where this was written: another
+    # project publishes them, and its sizes agree with the Hub's listing. So a difference is told and not refused; what
+    # is checked strictly is the number of prompts.
+    "hpsv2": PublishedSet(
+        (
+            _hpsv2("anime", "6b38a479cc6f899866e9b7a8bf91f096b4afc6883b95275a61891327182b14ae"),
+            _hpsv2("concept-art", "530d057deafcb82c581e9d1be2ffcb98828fe99f0b54257414d2ab8a5cf2b83e"),
+            _hpsv2("paintings", "6570d39467e08b24b64e5b8a4177b0f61c525631121dc5a91fe2ab956eab4d5f"),
+            _hpsv2("photo", "92a3c9a0f743f66eb87bd112cdda830d6bdb4c073c86021d53b74001fcb18052"),
+        ),
+        exact=False,
+    ),
+}
+
+
+def read_builtin(name: str, field: str, local: Path | None = None) -> tuple[PromptTable, tuple[str, ...]]:
+    """Read a published set, and check that it is the one.
+
+    Args:
+        name: one of `SETS`.
+        field: whose value it is, for messages.
+        local: the file, or a folder with the file or files; None to take them from the cache or download them.
+
+    Returns:
+        The prompts, with the files in the order of `SETS`, and what there is to say of the copy.
+
+    Raises:
+        UserError: a file cannot be had (the message says which one, of which repository, and how to give a local copy),
+            or it is another file than the published one.
+    """
+    published = SETS[name]
+    parts: list[PromptTable] = []
+    remarks: list[str] = []
+    for file, path in zip(published.files, _locate(name, field, local), strict=True):
+        table = read_prompt_file(path, field, file.column)
+        found = len(table.prompts) + table.blank
+        if found != file.prompts:
+            raise UserError(f"{field}: {path} has {found} prompts, but {file.name} of {name} has {file.prompts}")
+        if _sha256(path) != file.sha256:
+            if published.exact:
+                raise UserError(
+                    f"{field}: {path} is not the {file.name} of {name} (its SHA-256 is {_sha256(path)}, not "
+                    f"{file.sha256}); download it again, or name it as a file of your own: {path}"
+                )
+            remarks.append(f"{path.name} has another SHA-256 than is known of it")
+        parts.append(table)
+    categories = [
+        category
+        for file, table in zip(published.files, parts, strict=True)
+        for category in ([file.category] * len(table.prompts) if file.category else table.categories)
+    ]
+    prompts = tuple(prompt for table in parts for prompt in table.prompts)
+    blank = sum(table.blank for table in parts)
+    return PromptTable(prompts, tuple(categories), blank, parts[0].column, parts[0].unit), tuple(remarks)
+
+
+def _locate(name: str, field: str, local: Path | None) -> list[Path]:
+    files = SETS[name].files
+    if local is not None:
+        return _local_copies(name, field, local)
+    try:
+        if files[0].host == "GitHub":
+            return [_from_github(file) for file in files]
+        return _from_hub(files)
+    except Exception as error:  # of the Hub, of HTTP, of the disk: there are no files, and the first line says why
+        where = "data set of the Hugging Face Hub" if files[0].host == "Hub" else "repository on GitHub"
+        raise UserError(
+            f"{field}: {name} needs {', '.join(file.path for file in files)} of {files[0].repository} ({where}), which "
+            f"is neither in the cache nor can be downloaded ({first_line(error)}); connect, or give a local copy: "
+            f"{name}={'FILE' if len(files) == 1 else 'FOLDER'}"
+        ) from error
+
+
+def _local_copies(name: str, field: str, local: Path) -> list[Path]:
+    files = SETS[name].files
+    if local.is_dir():
+        return [local / file.name for file in files]
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files)
+        raise UserError(f"{field}: {name}={local} is no folder; give the folder that holds {names}")
+    return [local]
+
+
+def _from_hub(files: tuple[RemoteFile, ...]) -> list[Path]:
+    """Files of one data set of the Hub. What is in its cache needs no connection."""
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def folder(*, local_files_only: bool) -> Path:
+        return Path(
+            snapshot_download(
+                files[0].repository,
+                repo_type="dataset",
+                revision=files[0].revision,
+                allow_patterns=[file.path for file in files],
+                local_files_only=local_files_only,
+            )
+        )
+
+    def paths(root: Path) -> list[Path]:
+        return [root / file.path for file in files]
+
+    try:
+        cached = paths(folder(local_files_only=True))
+        if all(path.is_file() for path in cached):
+            return cached
+    except LocalEntryNotFoundError:
+        pass
+    # Fails at once without a connection, where a download would try again for half a minute.
+    HfApi().dataset_info(files[0].repository, revision=files[0].revision, timeout=_SECONDS_TO_CONNECT)
+    return paths(folder(local_files_only=False))
+
+
+def _from_github(file: RemoteFile) -> Path:
+    """A file of a GitHub repository, kept where the Hub's library has other libraries keep theirs."""
+    from huggingface_hub import cached_assets_path, constants
+
+    path = cached_assets_path("renege_ray", "prompts", file.sha256[:16]) / file.name
+    if path.is_file() and _sha256(path) == file.sha256:
+        return path
+    if constants.HF_HUB_OFFLINE:
+        raise ConnectionError("HF_HUB_OFFLINE is set")
+    url = f"{GITHUB}/{file.repository}/{file.revision}/{file.path}"
+    with urllib.request.urlopen(url, timeout=_SECONDS_TO_CONNECT) as response:
+        data = response.read()
+    if hashlib.sha256(data).hexdigest() != file.sha256:  # a proxy's page, say: it would stay in the cache
+        raise ConnectionError(f"{url} gave something else")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)
+    return path
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

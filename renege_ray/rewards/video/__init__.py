@@ -1,0 +1,1 @@
+"""Videos: how rewards see their frames, and measures of whole videos."""

@@ -1,0 +1,56 @@
+"""The rewards of a run: what is trained against, and what is only looked at."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from renege_ray.config.run import RewardsConfig
+from renege_ray.rewards import load_rewards, load_scorers
+from renege_ray.rewards.base import Reward, Scorer, as_scorer
+from renege_ray.rewards.weighted import WeightedReward
+
+REWARD = "reward"  # the name of the weighted sum of the training rewards among the scores
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """What is trained against, and what is only looked at: held-out rewards and judges."""
+
+    train: WeightedReward
+    held_out: Sequence[Reward] = ()
+    judges: Sequence[Scorer] = ()
+
+    @classmethod
+    def load(cls, config: RewardsConfig, device: torch.device | str = "cpu") -> "Rewards":
+        """Those that a configuration names.
+
+        Raises:
+            UserError: a name that is not known, or weights that are missing or damaged.
+        """
+        options: dict[str, Any] = {"checkpoints": config.checkpoints, "dtype": config.dtype}
+        trained = load_rewards(config.train, device, **options)
+        return cls(
+            WeightedReward({reward: config.train[name] for name, reward in trained.items()}),
+            tuple(load_rewards(config.held_out, device, **options).values()),
+            tuple(load_scorers(config.judges, device, **options).values()),
+        )
+
+    def scorers(self) -> list[Scorer]:
+        """All of them; the weighted training reward goes by the name `reward`."""
+        return [_TrainingReward(self.train), *(as_scorer(reward) for reward in self.held_out), *self.judges]
+
+
+class _TrainingReward:
+    """The weighted training reward, under the name `reward`, and its parts as one scorer."""
+
+    def __init__(self, reward: WeightedReward) -> None:
+        self._reward = reward
+        self.names: tuple[str, ...] = (REWARD, *reward.names)
+
+    def score(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+        with torch.no_grad():
+            parts = self._reward.parts(images, prompts)
+            return {REWARD: self._reward.combine(parts), **parts}

@@ -1,0 +1,1 @@
+"""Learning one negative embedding for all prompts."""

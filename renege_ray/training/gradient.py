@@ -1,0 +1,190 @@
+"""The gradient of the mean reward of one global batch, shared among the workers.
+
+Notation of a step s: B samples in G contiguous groups of B / G; all samples of a group take their gradient at
+the same step indices of the sampler, so that no worker waits for another one's longer rollout. Everything
+random about a sample is a function of (run seed, s, sample index): the number of workers decides who computes
+a sample, never what it is.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from renege_ray.config.run import RunConfig
+from renege_ray.method.objective import predict_x0
+from renege_ray.method.rollout import rollout
+from renege_ray.models.base import TextToImage
+from renege_ray.rewards.weighted import WeightedReward
+from renege_ray.sampling.batches import MicroBatches
+from renege_ray.sampling.draws import draw_index, noise
+from renege_ray.sampling.encoded_prompts import EncodedPrompts
+from renege_ray.sampling.gradient_steps import stratified_step
+from renege_ray.sampling.memory import plan_memory
+from renege_ray.sampling.workers import Workers
+
+
+@dataclass(frozen=True)
+class GlobalGradient:
+    """What all workers know after a step.
+
+    gradient: (1, L, D) float32, of the mean reward over the valid samples; zero where there is none.
+    rewards: {"reward": (B * k,), part: (B * k,)} float64 in sample order; k gradients a rollout. valid: (B *
+        k,) bool, False where the reward or its gradient was not finite. stop: some worker has been asked to
+        stop.
+    """
+
+    gradient: Tensor
+    rewards: dict[str, Tensor]
+    valid: Tensor
+    stop: bool
+
+    def means(self) -> dict[str, float]:
+        """The mean over the valid samples of the reward and of each of its parts."""
+        return {name: float(values[self.valid].mean()) for name, values in self.rewards.items()}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One rollout: index in the global batch, prompt, and the step indices that it takes a gradient at
+    (ascending).
+    """
+
+    index: int
+    prompt: str
+    gradient_steps: tuple[int, ...]
+
+
+def gradient_step_indices(config: RunConfig, step: int, group: int) -> tuple[int, ...]:
+    """The k step indices (0 = the noisiest) at which group `group` takes its gradients in step `step`,
+    ascending.
+
+    The configured range is cut into k G strata; group g draws one index from each of the strata g, G + g,
+    2 G + g, ...: over all groups every part of the range has its share in each step.
+    """
+    groups, per_rollout = config.optim.timestep_groups, config.optim.gradients_per_rollout
+    drawn = (
+        stratified_step(
+            config.sampling, m * groups + group, groups * per_rollout, config.seed, "timestep", step, group, m
+        )
+        for m in range(per_rollout)
+    )
+    return tuple(sorted(drawn))
+
+
+def samples_of(config: RunConfig, prompts: Sequence[str], step: int, workers: Workers) -> list[list[Sample]]:
+    """This worker's samples of the global batch of `step`, group by group; within a group they go round the
+    ranks.
+    """
+    group_size = config.optim.batch_size // config.optim.timestep_groups
+    groups = []
+    for group in range(config.optim.timestep_groups):
+        at = gradient_step_indices(config, step, group)
+        mine = (group * group_size + k for k in workers.share(group_size))
+        drawn = ((j, prompts[draw_index(len(prompts), config.seed, "prompt", step, j)]) for j in mine)
+        groups.append([Sample(j, prompt, at) for j, prompt in drawn])
+    return groups
+
+
+class GradientOfBatch:
+    """Computes `GlobalGradient`s; holds the frozen model, the reward and the micro-batch size."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        model: TextToImage,
+        reward: WeightedReward,
+        prompts: Sequence[str],
+        workers: Workers,
+        encoded: EncodedPrompts,
+        micro_batch_size: int = 0,
+    ) -> None:
+        """`micro_batch_size`: one that is known to fit (from a checkpoint), or 0."""
+        self._config, self._model, self._reward = config, model, reward
+        self._prompts, self._workers, self._encoded = prompts, workers, encoded
+        self._schedule = model.schedule(config.sampling.num_inference_steps)
+        self._part_names = tuple(reward.names)
+        group_size = config.optim.batch_size // config.optim.timestep_groups
+        share = -(-group_size // workers.world_size)
+        given = config.optim.micro_batch_size
+        plan = plan_memory(config.memory, given, model)
+        if plan.saving:
+            model.save_memory()
+        planned = min(plan.micro_batch_size or share, share)
+        self._micro_batches = MicroBatches(given, share, "optim.micro_batch_size", known=micro_batch_size or planned)
+
+    @property
+    def micro_batch_size(self) -> int:
+        """How many samples are computed at once."""
+        return self._micro_batches.size
+
+    def __call__(self, step: int, negative: Tensor, *, stop: bool = False) -> GlobalGradient:
+        """The gradient at `negative` (1, L, D) float32 of the mean reward of global batch `step`.
+
+        Per-sample gradients are summed in float64, so that the number of workers and the size of the
+        micro-batches change the sum by less than the rounding of the network itself. One `all_sum` a step.
+        """
+        optim = self._config.optim
+        per_rollout = optim.gradients_per_rollout
+        gradient = torch.zeros(negative.shape, dtype=torch.float64)
+        table = torch.zeros(optim.batch_size, per_rollout, 1 + len(self._part_names), dtype=torch.float64)
+
+        def compute(samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
+            return self._micro_batch(step, samples, negative)
+
+        for samples in samples_of(self._config, self._prompts, step, self._workers):
+            for micro, (micro_gradient, rewards) in self._micro_batches.over(samples, compute):
+                gradient += micro_gradient.cpu()
+                table[[sample.index for sample in micro]] = rewards.cpu()
+        return self._reduce(gradient, table, stop)
+
+    def _micro_batch(self, step: int, samples: Sequence[Sample], negative: Tensor) -> tuple[Tensor, Tensor]:
+        """Sum of the valid gradients (1, L, D) float64, and rewards (b, k, 1 + parts) float64, NaN where
+        invalid.
+        """
+        prompts = [sample.prompt for sample in samples]
+        model, guidance_scale = self._model.for_prompts(prompts), self._config.sampling.guidance_scale
+        device = model.device
+        steps = samples[0].gradient_steps
+        shape = (1, *model.latent_shape)
+        seed = self._config.seed
+        with torch.no_grad():
+            prompt_embeds = self._encoded(prompts)
+            x_T = torch.cat([noise(shape, seed, "noise", step, s.index) for s in samples]).to(device)
+            path = rollout(
+                model.denoise, x_T, prompt_embeds, negative.to(device), self._schedule, guidance_scale,
+                stop=steps[-1], keep=steps,
+            )  # fmt: skip
+        total = torch.zeros(negative.shape, dtype=torch.float64, device=device)
+        columns = []
+        for i in steps:
+            # A leaf for each sample: one that fails (NaN) cannot spoil the gradients of the others.
+            n = negative.to(device).expand(len(samples), -1, -1).clone().requires_grad_()
+            x0 = predict_x0(model.denoise, path.kept[i], i, prompt_embeds, n, self._schedule, guidance_scale)
+            images = model.decode(x0)
+            parts = self._reward.parts(images, prompts)
+            rewards = self._reward.combine(parts)
+            (gradients,) = torch.autograd.grad(rewards.sum(), n)
+            valid = rewards.isfinite() & gradients.isfinite().flatten(1).all(dim=1)
+            total += torch.where(valid[:, None, None], gradients, 0).double().sum(dim=0, keepdim=True)
+            column = torch.stack([rewards, *(parts[name] for name in self._part_names)], dim=1).detach().double()
+            columns.append(torch.where(valid[:, None], column, torch.nan))
+        return total, torch.stack(columns, dim=1)
+
+    def _reduce(self, gradient: Tensor, table: Tensor, stop: bool) -> GlobalGradient:
+        """Sum over the workers: the gradient, the table of rewards (each row filled by one worker), the wish
+        to stop.
+        """
+        packed = torch.cat([gradient.flatten(), table.flatten(), torch.tensor([float(stop)], dtype=torch.float64)])
+        packed = self._workers.all_sum(packed)
+        summed = packed[: gradient.numel()].view_as(gradient)
+        rewards = packed[gradient.numel() : -1].view(-1, table.shape[-1])
+        valid = rewards[:, 0].isfinite()
+        count = int(valid.sum())
+        return GlobalGradient(
+            gradient=(summed / max(count, 1)).float(),
+            rewards=dict(zip(("reward", *self._part_names), rewards.unbind(dim=1), strict=True)),
+            valid=valid,
+            stop=bool(packed[-1] > 0),
+        )

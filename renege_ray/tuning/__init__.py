@@ -1,0 +1,1 @@
+"""Refining a negative embedding for each prompt by itself."""

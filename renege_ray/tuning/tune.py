@@ -1,0 +1,316 @@
+"""Use case: refine the negative embedding for each prompt by itself (the paper's Algorithm 1), many at once.
+
+As many prompts as there are slots are tuned as one batch. Each has its own embedding, optimiser state,
+clipping, noise, patience and best candidate, and losses are summed, so a prompt ends with the embedding that
+it would have got alone. The full generation that measures a candidate is also the trajectory that its gradient
+is taken from: the latents at the gradient's steps are kept on the way. A prompt that is done gives its slot to
+the next one, so the batch stays full.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from renege_ray.config.run import RunConfig
+from renege_ray.config.tuning import TuningConfig
+from renege_ray.errors import UserError, describe
+from renege_ray.method.ascent import AscentSettings
+from renege_ray.method.embedding import as_stored
+from renege_ray.method.objective import reward_of_prediction
+from renege_ray.method.rollout import rollout
+from renege_ray.method.search import Search
+from renege_ray.models.base import TextToImage
+from renege_ray.prompts.sources import pair_seed, prompt_id
+from renege_ray.sampling.batches import MicroBatches
+from renege_ray.sampling.encoded_prompts import EncodedPrompts
+from renege_ray.sampling.gradient_steps import stratified_step
+from renege_ray.sampling.images import initial_noise
+from renege_ray.sampling.memory import plan_memory
+from renege_ray.sampling.run_rewards import Rewards
+from renege_ray.training.early_stop import ValidationPoint, should_stop
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class TunedPrompt:
+    """What became of a prompt.
+
+    embedding: the best candidate, (1, L, D) float32, rounded to the storage type; the initial one if the prompt
+        failed. best_step, steps: its number, and that of the updates made. stopped_early: before the last step.
+    rewards: of the candidates 0, 1, ..., the mean over the tune seeds. images: of "global" (candidate 0) and
+        "prompt" (the best one) from the tune seeds, (S, 3, H, W) on the CPU; none if it failed.
+    seconds: its share of the computing time. error: why it failed, else "".
+    """
+
+    prompt: str
+    embedding: Tensor
+    best_step: int
+    steps: int
+    stopped_early: bool
+    rewards: tuple[float, ...]
+    images: dict[str, Tensor]
+    seconds: float
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A candidate's generation from S seeds with G gradient steps each.
+
+    images: (S, 3, H, W) on the CPU. states: x_t at the entrance of each gradient step, (S, G, C, h, w).
+    reward, held_out: means over the seeds; held_out is NaN where no reward is held out.
+    """
+
+    images: Tensor
+    states: Tensor
+    reward: float
+    held_out: float
+
+
+@dataclass
+class Slot:
+    """A prompt that is being tuned."""
+
+    prompt: str
+    seeds: tuple[int, ...]
+    noise: Tensor
+    search: Search
+    history: list[ValidationPoint] = field(default_factory=list)
+    images: dict[str, Tensor] = field(default_factory=dict)
+    measured: Measured | None = None
+    gave_up: bool = False
+    seconds: float = 0.0
+    error: str = ""
+
+
+def tuning_seeds(config: RunConfig, prompt: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The seeds that a prompt is tuned on, and those that it is not tuned on: functions of the run's seed and the
+    prompt.
+    """
+    tuned, fresh = config.tuning.tune_seeds, config.tuning.eval_seeds
+    seeds = tuple(pair_seed(config.seed, prompt_id(prompt), k) for k in range(tuned + fresh))
+    return seeds[:tuned], seeds[tuned:]
+
+
+def tuning_ascent(tuning: TuningConfig) -> AscentSettings:
+    """The update's constants from the configuration."""
+    return AscentSettings(
+        lr=tuning.lr,
+        steps=tuning.steps,
+        betas=tuning.betas,
+        max_grad_norm=tuning.max_grad_norm,
+        drift_penalty=tuning.drift_penalty,
+    )
+
+
+class PromptTuner:
+    """Tunes prompts with a frozen model and rewards, from one initial embedding.
+
+    Attributes:
+        slot_steps, slot_steps_used: how many slots have been offered and filled so far, summed over the steps.
+    """
+
+    def __init__(
+        self, config: RunConfig, model: TextToImage, rewards: Rewards, initial: Tensor, encoded: EncodedPrompts
+    ) -> None:
+        """`initial`: candidate 0 of every prompt, (1, L, D)."""
+        self._config, self._model, self._rewards, self._encoded = config, model, rewards, encoded
+        self._initial = initial.float().cpu()
+        self._schedule = model.schedule(config.sampling.num_inference_steps)
+        tuning = config.tuning
+        images = tuning.slots * tuning.tune_seeds
+        name = "tuning.micro_batch_size"
+        self._generations = MicroBatches(tuning.micro_batch_size, images, name)
+        gradients = images * tuning.gradients_per_rollout
+        plan = plan_memory(config.memory, tuning.micro_batch_size, model)
+        if plan.saving:
+            model.save_memory()
+        planned = min(plan.micro_batch_size or gradients, gradients)
+        self._gradients = MicroBatches(tuning.micro_batch_size, gradients, name, known=planned)
+        self.slot_steps = self.slot_steps_used = 0
+
+    def tune(
+        self, prompts: Iterable[str], goes_on: Callable[[Sequence[str]], bool] = lambda prompts: True
+    ) -> Iterator[TunedPrompt]:
+        """Tune prompts, each by itself; they come out as they get done, not in their order.
+
+        A prompt that raises comes out with its error and spoils no other.
+
+        Args:
+            prompts: any number; they are taken as slots become free.
+            goes_on: told before every step of the prompts that are about to be computed; where it says no, they are
+                given up and nothing more comes out.
+
+        Raises:
+            UserError: the configured micro-batch does not fit into memory.
+            torch.AcceleratorError: the accelerator is in no state to compute anything any more.
+        """
+        waiting = iter(prompts)
+        slots: list[Slot] = []
+        while True:
+            new = list(islice(waiting, self._config.tuning.slots - len(slots)))
+            slots += [self._open(prompt) for prompt in new]
+            if not slots or not goes_on([slot.prompt for slot in slots]):
+                return
+            self._advance(slots)
+            self.slot_steps += self._config.tuning.slots
+            self.slot_steps_used += len(slots)
+            yield from (self._close(slot) for slot in slots if self._is_done(slot))
+            slots = [slot for slot in slots if not self._is_done(slot)]
+
+    def _open(self, prompt: str) -> Slot:
+        seeds, _ = tuning_seeds(self._config, prompt)
+        noise = torch.cat([initial_noise(seed, self._model.latent_shape) for seed in seeds])
+        search = Search(self._initial, tuning_ascent(self._config.tuning), self._config.tuning.patience)
+        return Slot(prompt, seeds, noise, search)
+
+    def _advance(self, slots: Sequence[Slot]) -> None:
+        """Measure every slot's candidate; make the next one of those that go on."""
+        started = time.monotonic()
+        for slot, measured in self._for_each(slots, self._measure):
+            self._record(slot, measured)
+        rising = [slot for slot in slots if not self._is_done(slot)]
+        for slot, gradient in self._for_each(rising, self._gradients_of):
+            try:
+                slot.search.ascend(gradient)
+            except FloatingPointError:
+                slot.gave_up = True  # the candidates so far still stand
+        for slot in slots:
+            slot.seconds += (time.monotonic() - started) / len(slots)
+
+    def _for_each(self, slots: Sequence[Slot], work: Callable[[Sequence[Slot]], list[T]]) -> Iterator[tuple[Slot, T]]:
+        """What `work` returns for each slot. Where it raises for all together, each is tried alone, and those that
+        raise alone are to blame.
+        """
+        if not slots:
+            return
+        try:
+            outcomes = work(slots)
+        except (UserError, torch.AcceleratorError):
+            raise
+        except Exception as error:
+            if len(slots) == 1:
+                slots[0].error = describe(error)
+                return
+            for slot in slots:
+                yield from self._for_each([slot], work)
+            return
+        yield from zip(slots, outcomes, strict=True)
+
+    def _measure(self, slots: Sequence[Slot]) -> list[Measured]:
+        """A full generation of every slot's candidate from its tune seeds."""
+        samples = [(slot, j) for slot in slots for j in range(len(slot.seeds))]
+        pieces = [made for _, made in self._generations.over(samples, self._generate)]
+        images, states, rewards, held_out = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+        count = self._config.tuning.tune_seeds
+        return [
+            Measured(images[rows], states[rows], float(rewards[rows].mean()), float(held_out[rows].mean()))
+            for rows in (slice(i * count, (i + 1) * count) for i in range(len(slots)))
+        ]
+
+    @torch.no_grad()
+    def _generate(self, samples: Sequence[tuple[Slot, int]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Images, states at the gradient steps, rewards and mean held-out rewards of (slot, seed index) samples."""
+        prompts = [slot.prompt for slot, _ in samples]
+        model = self._model.for_prompts(prompts)
+        device = model.device
+        steps = [self._gradient_steps(slot, j) for slot, j in samples]
+        path = rollout(
+            model.denoise,
+            torch.stack([slot.noise[j] for slot, j in samples]).to(device),
+            self._encoded(prompts),
+            torch.cat([slot.search.candidate for slot, _ in samples]).to(device),
+            self._schedule,
+            self._config.sampling.guidance_scale,
+            keep={step for own in steps for step in own},
+        )
+        images = model.decode(path.latents)
+        states = torch.stack([torch.stack([path.kept[step][row] for step in own]) for row, own in enumerate(steps)])
+        rewards = self._rewards.train(images, prompts).double().cpu()
+        held_out = [reward(images, prompts).double().cpu() for reward in self._rewards.held_out]
+        mean_held_out = sum(held_out) / len(held_out) if held_out else torch.full_like(rewards, torch.nan)
+        return images.float().cpu(), states, rewards, torch.as_tensor(mean_held_out)
+
+    def _gradient_steps(self, slot: Slot, seed_index: int) -> tuple[int, ...]:
+        """The step indices at which the present candidate's gradient is taken from the image of a seed.
+
+        The seeds share the configured range among them, and change their parts with every update.
+        """
+        tuning, k = self._config.tuning, slot.search.steps
+        seeds, per_rollout = tuning.tune_seeds, tuning.gradients_per_rollout
+        return tuple(
+            stratified_step(
+                self._config.sampling, m * seeds + (seed_index + k) % seeds, seeds * per_rollout,
+                slot.seeds[seed_index], "timestep", k, m,
+            )
+            for m in range(per_rollout)
+        )  # fmt: skip
+
+    def _record(self, slot: Slot, measured: Measured) -> None:
+        """Note a measured candidate: its reward, and its images if it is the first or the best."""
+        search = slot.search
+        try:
+            is_best = search.record(measured.reward)
+        except FloatingPointError as error:
+            slot.error = str(error)
+            return
+        slot.measured = measured
+        slot.history.append(ValidationPoint(search.steps, measured.reward, measured.held_out))
+        if is_best:
+            slot.images["prompt"] = measured.images
+        slot.images.setdefault("global", measured.images)
+
+    def _gradients_of(self, slots: Sequence[Slot]) -> list[Tensor]:
+        """The gradient of every slot's mean reward over its seeds and gradient steps, (1, L, D) each."""
+        tuning = self._config.tuning
+        own = [(j, m) for j in range(tuning.tune_seeds) for m in range(tuning.gradients_per_rollout)]
+        samples = [(slot, j, m) for slot in slots for j, m in own]
+        gradients = torch.cat([made for _, made in self._gradients.over(samples, self._gradients_of_samples)])
+        return [chunk.mean(dim=0, keepdim=True).float() for chunk in gradients.split(len(own))]
+
+    def _gradients_of_samples(self, samples: Sequence[tuple[Slot, int, int]]) -> Tensor:
+        """dR / dn of (slot, seed index, gradient index) samples, (b, L, D) float64 on the CPU."""
+        prompts = [slot.prompt for slot, _, _ in samples]
+        model = self._model.for_prompts(prompts)
+        device = model.device
+        states = torch.stack([slot.measured.states[j, m] for slot, j, m in samples if slot.measured is not None])
+        n = torch.cat([slot.search.candidate for slot, _, _ in samples]).to(device).requires_grad_()
+        rewards = reward_of_prediction(
+            model.denoise,
+            model.decode,
+            self._rewards.train,
+            states,
+            torch.tensor([self._gradient_steps(slot, j)[m] for slot, j, m in samples]),
+            prompts,
+            self._encoded(prompts),
+            n,
+            self._schedule,
+            self._config.sampling.guidance_scale,
+        )
+        # A leaf for each sample and the sum of the rewards: each gets its own gradient, whatever the batch.
+        (gradients,) = torch.autograd.grad(rewards.sum(), n)
+        return gradients.double().cpu()
+
+    def _is_done(self, slot: Slot) -> bool:
+        exploits = should_stop(slot.history, self._config.tuning.held_out_patience)
+        return bool(slot.error) or slot.gave_up or slot.search.over or exploits
+
+    def _close(self, slot: Slot) -> TunedPrompt:
+        search = slot.search
+        return TunedPrompt(
+            prompt=slot.prompt,
+            embedding=as_stored(self._initial) if slot.error else search.best,
+            best_step=search.best_step,
+            steps=search.steps,
+            stopped_early=search.steps < self._config.tuning.steps,
+            rewards=tuple(search.rewards),
+            images=slot.images if not slot.error else {},
+            seconds=slot.seconds,
+            error=slot.error,
+        )

@@ -1,0 +1,138 @@
+"""The study that a sweep lives by, and what schedulers are told of it; no Ray cluster."""
+
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import TrialScheduler
+
+from renege_ray.cluster.sweep.report import REASON
+from renege_ray.cluster.sweep.study import StudySearch, check_same_space, make_search
+from renege_ray.cluster.sweep.trial import STATUS, STEP, objective_key
+from renege_ray.cluster.sweep.trial_scheduler import Recollection, make_scheduler
+from renege_ray.config.run import RunConfig, load_preset
+from renege_ray.errors import UserError
+from renege_ray.sweeps.space import SchedulerConfig, SearchSpace, read_search_space
+
+VALUE = objective_key(0)
+
+
+@pytest.fixture(scope="module")
+def base() -> RunConfig:
+    return load_preset("toy")
+
+
+@pytest.fixture(scope="module")
+def space(base: RunConfig) -> SearchSpace:
+    return read_search_space("paper", base)
+
+
+def start(space: SearchSpace, folder: Path, base: RunConfig, total: int, **options: Any) -> StudySearch:
+    """The search as a start of a sweep makes it."""
+
+    def make_config(number: int, point: Any) -> dict[str, Any]:
+        return {"number": number, "lr": space.config(base, point).optim.lr}
+
+    points = space.first_points(base)
+    return make_search(space, folder, "tpe", 0, total, points, make_config, **options)
+
+
+def test_states_and_reasons_and_the_count(space: SearchSpace, base: RunConfig, tmp_path: Path) -> None:
+    """Finished, stopped, failed by itself, died, and killed with the driver: the next start knows which is which."""
+    search = start(space, tmp_path, base, 6)
+    assert search.missing() == 6
+    first = [search.suggest(f"ray-{n}") for n in range(5)]
+    assert first[0]["lr"] == base.optim.lr, "the preset's own settings come first"
+    for n, value in enumerate([3.0, 2.0]):
+        search.record(f"ray-{n}", {STEP: 15, VALUE: value})
+    search.on_trial_complete("ray-0", {STEP: 100, VALUE: 3.5, STATUS: "finished"})
+    search.on_trial_complete("ray-1", {STEP: 15, VALUE: 2.0, STATUS: ""})
+    search.note("ray-2", **{REASON: "step 3: nan"})
+    search.on_trial_complete("ray-2", {STATUS: "failed"})
+    search.on_trial_complete("ray-3", None, error=True)  # Ray says no reason here
+    search.fail("ray-3", "its process died")
+    search.record("ray-4", {STEP: 15, VALUE: 2.5})
+
+    again = start(space, tmp_path, base, 6)
+    trials = again.study.trials
+    assert [trial.state.name for trial in trials] == ["COMPLETE", "PRUNED", "FAIL", "FAIL", "RUNNING"]
+    assert (trials[0].value, trials[1].value) == (3.5, 2.0)
+    assert [trial.user_attrs.get(REASON) for trial in trials[2:4]] == ["step 3: nan", "its process died"]
+    assert again.missing() == 2
+    assert again.suggest("new-0") == first[4], "what was running goes on, with the same settings"
+    assert again.recorded("new-0") == {15: 2.5}
+    assert again.suggest("new-1")["number"] == 5
+    assert again.suggest("new-2") == StudySearch.FINISHED
+    assert len(again.study.trials) == 6
+    assert optuna.get_all_study_names(again.study._storage) == [again.study.study_name]
+
+
+def test_points_outside_the_space_cost_no_trial(base: RunConfig, tmp_path: Path) -> None:
+    file = tmp_path / "narrow.yaml"
+    file.write_text(
+        "parameters:\n"
+        "  optim.lr: {distribution: uniform, low: 0.1, high: 2.0}\n"
+        "constraints: [optim.lr <= 1.0]\n"
+        "objectives: [{metric: eval/global/reward/mean, direction: maximize}]\n"
+        "trials: 5\n"
+    )
+    space = read_search_space(file, base)
+    search = start(space, tmp_path, base, 5)
+    learning_rates = [search.suggest(f"ray-{n}")["lr"] for n in range(5)]
+    assert max(learning_rates) <= 1.0 and search.suggest("ray-5") == StudySearch.FINISHED
+    outside = [trial for trial in search.study.trials if trial.state == TrialState.FAIL]
+    assert outside and all("optim.lr <= 1.0" in trial.user_attrs[REASON] for trial in outside)
+    assert len(search.trials()) == 5
+
+
+def test_a_hopeless_sweep_is_given_up(space: SearchSpace, base: RunConfig, tmp_path: Path) -> None:
+    search = start(space, tmp_path, base, 100)
+    begun = 0
+    while search.suggest(f"ray-{begun}") != StudySearch.FINISHED:
+        search.note(f"ray-{begun}", **{REASON: "no memory"})
+        search.on_trial_complete(f"ray-{begun}", {STATUS: "failed"})
+        begun += 1
+    assert begun < 20 and search.problem
+
+
+def test_another_space_is_refused(space: SearchSpace, base: RunConfig, tmp_path: Path) -> None:
+    start(space, tmp_path, base, 2)
+    check_same_space(tmp_path, space)
+    other = read_search_space("paper", base.model_copy(update={"optim": base.optim.model_copy(update={"lr": 0.1})}))
+    with pytest.raises(UserError, match=r"another space: parameters\.optim\.lr is .* in the stored sweep"):
+        check_same_space(tmp_path, other)
+
+
+@pytest.mark.parametrize("name", ["asha", "median"])
+def test_a_new_scheduler_decides_as_the_old_one_would(name: str) -> None:
+    """Twelve trials report; a scheduler that saw them all, and one that was told of them, judge further ones alike."""
+    config = SchedulerConfig(name, grace=10, reduction_factor=3)
+    old, new = (make_scheduler(config, 90, "maximize") for _ in range(2))
+    recollection = Recollection(new)
+    for number in range(12):
+        values = {step: ((7 * number) % 12) + step / 100 for step in (10, 20, 30)}
+        trial = Trial(f"trial-{number}", trial_id=f"trial-{number}", stub=True)
+        old.on_trial_add(None, trial)
+        seen = {}
+        for step, value in values.items():
+            seen[step] = value
+            if old.on_trial_result(None, trial, result(step, value)) == TrialScheduler.STOP:
+                break
+        recollection.tell_of_ended(number, seen)
+    decisions = [[judge(scheduler, value) for value in range(12)] for scheduler in (old, new)]
+    assert decisions[0] == decisions[1]
+    assert {TrialScheduler.STOP, TrialScheduler.CONTINUE} == set(decisions[0])
+
+
+def result(step: int, value: float) -> dict[str, float]:
+    return {STEP: step, VALUE: value}
+
+
+def judge(scheduler: TrialScheduler, value: float) -> str:
+    """What becomes of one more trial at update 30."""
+    trial = Trial("one more", trial_id=f"one more {value}", stub=True)
+    scheduler.on_trial_add(None, trial)
+    return str(scheduler.on_trial_result(None, trial, result(30, value)))

@@ -1,0 +1,101 @@
+"""What is said of a model before its weights are read."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+
+from renege_ray.config.run import ModelConfig
+from renege_ray.errors import UserError
+from renege_ray.models import check_model
+from renege_ray.models.loading.text_encoder import identify_text_encoder
+from tests.tiny import build_tiny_pipeline, build_tiny_pixart, build_tiny_sdxl
+
+
+def refused(folder: Path, *parts: str, steps: int = 30, **options: Any) -> None:
+    with pytest.raises(UserError) as caught:
+        check_model(ModelConfig(id=str(folder), **options), steps)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message, message
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Callable[[str], Path]:
+    """Copies of a tiny model, each to be spoiled in another way."""
+    build_tiny_pipeline().save_pretrained(tmp_path / "tiny")
+    return lambda name: Path(shutil.copytree(tmp_path / "tiny", tmp_path / name))
+
+
+def test_what_can_be_loaded_is_not_refused(tmp_path: Path) -> None:
+    for i, build in enumerate((build_tiny_pipeline, build_tiny_sdxl, build_tiny_pixart)):
+        build().save_pretrained(tmp_path / f"{i}", max_shard_size="20KB")
+        check_model(ModelConfig(id=str(tmp_path / f"{i}")), 30)
+        build().save_pretrained(tmp_path / f"half{i}", max_shard_size="20KB", variant="fp16")
+        check_model(ModelConfig(id=str(tmp_path / f"half{i}"), variant="fp16"), 30)
+        refused(tmp_path / f"half{i}", "model.variant", "fp16 only; give --model.variant fp16")
+    refused(tmp_path / "0", "model.variant", "'fp16' is no variant", variant="fp16")
+
+
+def test_a_text_encoder_with_a_projection(copy: Callable[[str], Path]) -> None:
+    folder = copy("projected")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["text_encoder"] = ["transformers", "CLIPTextModelWithProjection"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    refused(folder, "one vector a prompt", "save it as a CLIPTextModel")
+
+
+def test_a_variant_of_some_parts(copy: Callable[[str], Path]) -> None:
+    """As on the Hub, where only the denoiser may have a smaller file."""
+    folder = copy("mixed")
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    check_model(ModelConfig(id=str(folder), variant="fp16"), 30)
+    refused(folder, str(folder / "unet"), "--model.variant fp16")
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [("unet", "diffusion_pytorch_model"), ("vae", "diffusion_pytorch_model"), ("text_encoder", "model")],
+)
+def test_weights_that_are_missing_or_cut_short(copy: Callable[[str], Path], part: str, name: str) -> None:
+    folder = copy("spoiled")
+    weights = folder / part / f"{name}.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    refused(folder, str(weights), "damaged")
+    torch.save({}, weights.with_suffix(".bin"))
+    weights.unlink()
+    refused(folder, str(folder / part), "no .safetensors file")
+
+
+def test_a_schedule_without_such_steps(copy: Callable[[str], Path]) -> None:
+    folder = copy("scheduled")
+    refused(folder, "num_inference_steps 1001", "1 to 1000", steps=1001)
+    DDIMScheduler(num_train_timesteps=20).save_pretrained(folder / "scheduler")
+    refused(folder, "num_inference_steps 30", "1 to 20")
+    EulerDiscreteScheduler(rescale_betas_zero_snr=True, timestep_spacing="linspace").save_pretrained(
+        folder / "scheduler"
+    )
+    refused(folder, "zero terminal SNR")
+    FlowMatchEulerDiscreteScheduler().save_pretrained(folder / "scheduler")
+    refused(folder, "FlowMatchEulerDiscreteScheduler", "no DDIM form")
+    DDIMScheduler(thresholding=True).save_pretrained(folder / "scheduler")
+    refused(folder, "dynamic thresholding", "scheduler_config.json")
+    config = folder / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps({"_class_name": "NobodysScheduler"}))
+    refused(folder, str(config), "no scheduler can be made")
+    config.unlink()
+    refused(folder, "scheduler_config.json")
+
+
+def test_a_tokenizer_that_says_no_length(copy: Callable[[str], Path]) -> None:
+    folder = copy("endless")
+    shutil.rmtree(folder / "tokenizer")
+    with pytest.raises(UserError, match=r"tokenizer pads to 1e\+30 tokens.*room for 12"):
+        identify_text_encoder(ModelConfig(id=str(folder)))
