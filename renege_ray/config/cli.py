@@ -14,9 +14,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from renege_ray.config.argument_parser import ArgumentParser
-from renege_ray.config.evaluation import EvaluationConfig
 from renege_ray.config.faults import expected, fields, shown_value, unknown_field
 from renege_ray.config.fingerprint import fingerprint, has_effect, is_foreign
+from renege_ray.config.jobs import EvaluationConfig, SweepConfig
 from renege_ray.config.run import (
     CONFIG_FILE,
     RunConfig,
@@ -27,7 +27,6 @@ from renege_ray.config.run import (
     to_mapping,
     with_values,
 )
-from renege_ray.config.sweep import SweepConfig
 from renege_ray.config.yaml_files import parse_yaml
 from renege_ray.errors import UserError
 from renege_ray.output.folder import check_output_dir

@@ -10,12 +10,18 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from renege_ray.config.cluster import ClusterConfig
-from renege_ray.config.evaluation import EvaluationConfig
 from renege_ray.config.faults import did_you_mean, explain
-from renege_ray.config.sweep import SweepConfig
-from renege_ray.config.tuning import TuningConfig
-from renege_ray.config.types import AsTuple, Count, CountOrZero, Name, Section
+from renege_ray.config.jobs import (
+    AsTuple,
+    ClusterConfig,
+    Count,
+    CountOrZero,
+    EvaluationConfig,
+    Name,
+    Section,
+    SweepConfig,
+    TuningConfig,
+)
 from renege_ray.config.yaml_files import read_yaml, write_yaml
 from renege_ray.errors import UserError
 

@@ -11,7 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from renege_ray.config.run import SamplingConfig
+
 Key = int | str
+_RESOLUTION = 1 << 30
 
 
 def _digest(key: Sequence[Key]) -> int:
@@ -39,3 +42,15 @@ def draw_index(n: int, *key: Key) -> int:
     if n < 1:
         raise ValueError(f"draw_index: n must be at least 1, got {n}")
     return _digest(key) % n
+
+
+def stratified_step(sampling: SamplingConfig, stratum: int, strata: int, *key: Key) -> int:
+    """A step index (0 = the noisiest) drawn by `key` from one of the strata of equal length that the configured
+    range [first, last), counted from the clean end, is cut into.
+
+    Over all strata every part of the range has its share, and each index is as likely as any other.
+    """
+    first, last = sampling.gradient_steps
+    u = draw_index(_RESOLUTION, *key)
+    from_the_end = first + (last - first) * (stratum * _RESOLUTION + u) // (strata * _RESOLUTION)
+    return sampling.num_inference_steps - 1 - from_the_end

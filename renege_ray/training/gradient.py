@@ -17,11 +17,9 @@ from renege_ray.method.objective import predict_x0
 from renege_ray.method.rollout import rollout
 from renege_ray.models.base import TextToImage
 from renege_ray.rewards.weighted import WeightedReward
-from renege_ray.sampling.batches import MicroBatches
-from renege_ray.sampling.draws import draw_index, noise
+from renege_ray.sampling.batches import MicroBatches, plan_memory
+from renege_ray.sampling.draws import draw_index, noise, stratified_step
 from renege_ray.sampling.encoded_prompts import EncodedPrompts
-from renege_ray.sampling.gradient_steps import stratified_step
-from renege_ray.sampling.memory import plan_memory
 from renege_ray.sampling.workers import Workers
 
 

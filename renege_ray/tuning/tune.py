@@ -16,8 +16,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from renege_ray.config.jobs import TuningConfig
 from renege_ray.config.run import RunConfig
-from renege_ray.config.tuning import TuningConfig
 from renege_ray.errors import UserError, describe
 from renege_ray.method.ascent import AscentSettings
 from renege_ray.method.embedding import as_stored
@@ -26,11 +26,10 @@ from renege_ray.method.rollout import rollout
 from renege_ray.method.search import Search
 from renege_ray.models.base import TextToImage
 from renege_ray.prompts.sources import pair_seed, prompt_id
-from renege_ray.sampling.batches import MicroBatches
+from renege_ray.sampling.batches import MicroBatches, plan_memory
+from renege_ray.sampling.draws import stratified_step
 from renege_ray.sampling.encoded_prompts import EncodedPrompts
-from renege_ray.sampling.gradient_steps import stratified_step
 from renege_ray.sampling.images import initial_noise
-from renege_ray.sampling.memory import plan_memory
 from renege_ray.sampling.run_rewards import Rewards
 from renege_ray.training.early_stop import ValidationPoint, should_stop
 

@@ -13,8 +13,8 @@ from renege_ray.errors import UserError
 from renege_ray.models.families.stable_diffusion import StableDiffusion
 from renege_ray.prompts.sources import pair_seed, prompt_id
 from renege_ray.rewards import WeightedReward
+from renege_ray.sampling.draws import stratified_step
 from renege_ray.sampling.encoded_prompts import EncodedPrompts
-from renege_ray.sampling.gradient_steps import stratified_step
 from renege_ray.sampling.run_rewards import Rewards
 from renege_ray.tuning.tune import PromptTuner, TunedPrompt, tuning_seeds
 from tests.simple_rewards import Channel, NaNWhere, RaisesFor

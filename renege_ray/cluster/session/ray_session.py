@@ -36,7 +36,7 @@ import ray  # noqa: E402 (reads the environment above)
 import torch  # noqa: E402
 
 from renege_ray.cluster.session.resources import Node, WorkerShape, worker_shape  # noqa: E402
-from renege_ray.config.cluster import ClusterConfig  # noqa: E402
+from renege_ray.config.jobs import ClusterConfig  # noqa: E402
 from renege_ray.errors import UserError  # noqa: E402
 
 Shape = TypeVar("Shape")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from renege_ray.config.cluster import ClusterConfig
+from renege_ray.config.jobs import ClusterConfig
 from renege_ray.errors import UserError
 
 # A worker holds its own copy of the models and its own Python: below a quarter of a core it spends more on

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from renege_ray.cluster.session.resources import Node, capacity, trial_shape, worker_shape
-from renege_ray.config.cluster import ClusterConfig
+from renege_ray.config.jobs import ClusterConfig
 from renege_ray.errors import UserError
 
 

@@ -8,7 +8,7 @@ from renege_ray.models.families.pixart_alpha import PixArtAlpha
 from renege_ray.models.families.stable_diffusion import StableDiffusion
 from renege_ray.models.families.stable_diffusion_xl import StableDiffusionXL
 from renege_ray.models.frozen_pipeline import FrozenPipeline
-from renege_ray.sampling.memory import MemoryPlan, available_memory, plan_memory
+from renege_ray.sampling.batches import MemoryPlan, available_memory, plan_memory
 
 GIB = 2**30
 
