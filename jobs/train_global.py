@@ -1,21 +1,12 @@
 """Learn one negative embedding for all prompts, data-parallel on Ray Train. `--help` lists every setting."""
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout, or the working folder of a Ray job
 
-from renege_ray.config.cli import from_args, run_job
-
-
-def main(argv: Sequence[str]) -> int:
-    """Parse, check, train. Returns the exit code; raises UserError for bad input."""
-    invocation = from_args(argv, "train_global")
-    from renege_ray.cluster.training.job import run  # Ray and MLflow take seconds to import: not for a misspelt flag
-
-    return run(invocation.config, resume=invocation.resume, dry_run=invocation.dry_run)
-
+from renege_ray.__main__ import train_global as main
+from renege_ray.config.cli import run_job
 
 if __name__ == "__main__":
     run_job(main)

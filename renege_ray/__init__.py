@@ -7,6 +7,8 @@ no side effects. Ray, MLflow and Optuna are reached through `renege_ray.cluster`
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from renege_ray.version import __version__
+
 if TYPE_CHECKING:
     from renege_ray.config.run import RunConfig, load_preset
     from renege_ray.embeddings.negative_embedding import NegativeEmbedding
@@ -17,8 +19,6 @@ if TYPE_CHECKING:
     from renege_ray.method.schedule import Schedule, make_schedule
     from renege_ray.models import load_model
     from renege_ray.rewards import load_rewards
-
-__version__ = "0.1.0"
 
 __all__ = [
     "NegativeEmbedding",

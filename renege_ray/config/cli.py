@@ -13,7 +13,7 @@ from typing import Any, Never, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from renege_ray.config.argument_parser import ArgumentParser
+from renege_ray.config.argument_parser import ArgumentParser, command_of
 from renege_ray.config.faults import expected, fields, shown_value, unknown_field
 from renege_ray.config.fingerprint import fingerprint, has_effect, is_foreign
 from renege_ray.config.jobs import EvaluationConfig, SweepConfig
@@ -51,39 +51,39 @@ _OTHER_FLAGS = ("--preset", "--resume", "--dry-run", "--help")
 
 _EXAMPLES = {
     "train_global": """\
-  python jobs/{job}.py
+  {command}
       the model in the package, on this machine, from start to end
-  python jobs/{job}.py --num-workers 2 --optim.lr 3e-3 --sampling.gradient-steps 0,10
+  {command} --num-workers 2 --optim.lr 3e-3 --sampling.gradient-steps 0,10
       two workers; any field is a flag, in kebab-case or snake_case
-  python jobs/{job}.py --prompts my_prompts.txt --init handwritten --rewards.train '{{toy: 1.0}}'
+  {command} --prompts my_prompts.txt --init handwritten --rewards.train '{{toy: 1.0}}'
       lists and maps are YAML; a list may also be given as a,b
-  python jobs/{job}.py --preset outputs/RUN/config.yaml
+  {command} --preset outputs/RUN/config.yaml
       repeat a run (in a new folder)
-  python jobs/{job}.py --resume outputs/RUN
+  {command} --resume outputs/RUN
       go on from the last checkpoint of a run""",
     "tune_prompts": """\
-  python jobs/{job}.py --init outputs/RUN/negative_embedding.safetensors --num-prompts 100
+  {command} --init outputs/RUN/negative_embedding.safetensors --num-prompts 100
       refine a learned embedding for a hundred prompts of the model in the package
-  python jobs/{job}.py --init FILE --prompts my_prompts.txt --num-workers 1-8 --cluster.gpus-per-worker 0.5
+  {command} --init FILE --prompts my_prompts.txt --num-workers 1-8 --cluster.gpus-per-worker 0.5
       as many workers as there is room for, two on a GPU
   the same command again
       goes on where it was killed; a changed setting gets a folder of its own""",
     "evaluate": """\
-  python jobs/{job}.py --method null --method handwritten --method global=outputs/RUN/negative_embedding.safetensors
+  {command} --method null --method handwritten --method global=outputs/RUN/negative_embedding.safetensors
       on the held-out prompts of the model in the package
-  python jobs/{job}.py --preset sd15 --prompts parti --method handwritten --method global=FILE --method prompt=FOLDER
+  {command} --preset sd15 --prompts parti --method handwritten --method global=FILE --method prompt=FOLDER
       a table of tuned prompts beside the embedding that they were tuned from
-  python jobs/{job}.py --preset sd15 --method global=FILE --method global=FILE,refine=promptist \\
+  {command} --preset sd15 --method global=FILE --method global=FILE,refine=promptist \\
       --method model=CompVis/stable-diffusion-v1-4:global=FILE
       with refined prompts; with another model
   the same command again
       goes on where it was killed; in the same --output-dir, methods and prompts that are added join what is there""",
     "sweep": """\
-  python jobs/{job}.py
+  {command}
       24 trials of learning rate, gradient steps and guidance scale around the preset's own settings
-  python jobs/{job}.py --space rewards --trials 40 --confirm-seeds 5
+  {command} --space rewards --trials 40 --confirm-seeds 5
       another space of search_spaces/; --space FILE for one of your own
-  python jobs/{job}.py --preset sd15 --workers-per-trial 4 --max-concurrent 2
+  {command} --preset sd15 --workers-per-trial 4 --max-concurrent 2
       two trials at a time, each on four workers; --cluster.gpus-per-worker 0.5 puts two workers on a GPU
   the same command again
       goes on where it was killed; with more --trials it goes on searching""",
@@ -105,7 +105,7 @@ methods:
 
 All methods get the same prompts, seeds and noise. The seeds are the evaluation's own: nothing was tuned on them.
 
-analyses, with flags of their own (python jobs/evaluate.py NAME --help):
+the paper's analyses of one embedding have a command of their own (renege-ray analyses NAME --help):
   efficiency, sampler-error, pseudo-positive, distance
 """,
 }
@@ -117,7 +117,7 @@ _NO_GRADIENTS = {
 _EPILOG = """\
 examples:
 {examples}
-  python jobs/{job}.py --dry-run
+  {command} --dry-run
       check everything, print the plan with its cost, start nothing
 
 flags win over the preset; the whole effective configuration is written to OUTPUT_DIR/config.yaml
@@ -232,7 +232,7 @@ def _get(data: Any, name: str) -> Any:
 
 def _base_config(argv: Sequence[str]) -> RunConfig:
     """The preset (or the run to resume) that --help shows the values of."""
-    early = _Parser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    early = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
     early.add_argument("--preset", default=DEFAULT_PRESET)
     early.add_argument("--resume", default=None)
     known, _ = early.parse_known_args(_tokens(argv))
@@ -275,14 +275,12 @@ def _alike(name: str, job: str) -> str:
 
 
 def _parser(job: str, base: RunConfig) -> argparse.ArgumentParser:
+    command = command_of(job)
+    examples = _EXAMPLES.get(job, _EXAMPLES["train_global"]).format(command=command)
     parser = _Parser(
-        prog=f"jobs/{job}.py",
+        prog=command,
         usage="%(prog)s [--preset NAME|FILE] [--output-dir DIR | --resume DIR] [--dry-run] [--FIELD VALUE]",
-        epilog=_EPILOG.format(
-            examples=_EXAMPLES.get(job, _EXAMPLES["train_global"]).format(job=job), job=job, topics=_TOPICS.get(job, "")
-        ),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        epilog=_EPILOG.format(examples=examples, command=command, topics=_TOPICS.get(job, "")),
         argument_default=argparse.SUPPRESS,
     )
     parser.job = job

@@ -25,7 +25,7 @@ class TuningConfig(Section):
         "toy", description="prompts to tune: 'toy' (the held-out ones first), a published set, or a file (see prompts)"
     )
     num_prompts: CountOrZero = Field(
-        0, description="only so many of them, the same even mixture that jobs/evaluate.py takes; 0 is all"
+        0, description="only so many of them, the same even mixture that renege-ray evaluate takes; 0 is all"
     )
     init: Name = Field(
         "null",

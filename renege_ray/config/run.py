@@ -342,7 +342,10 @@ def load_preset(name_or_file: str | Path) -> RunConfig:
         known = preset_names()
         hint = did_you_mean(text, known)
         raise UserError(f"--preset: there is no preset {text!r}; {hint}known: {', '.join(known)}, or a YAML file")
-    data = read_yaml(Path(text) if is_file else PRESETS / f"{text}.yaml")
+    path = Path(text) if is_file else PRESETS / f"{text}.yaml"
+    if path.stem in preset_names() and not path.exists():
+        raise UserError(f"--preset: there is no file {text}; did you mean --preset {path.stem}?")
+    data = read_yaml(path)
     data.pop("output_dir", None)
     try:
         return parse_config(data)

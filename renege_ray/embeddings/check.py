@@ -42,14 +42,14 @@ def check_rows(folder: Path, rows: int) -> Iterator[Checked]:
     """Make rows of a run again, as many as there are up to `rows`, in the order of their ids: an arbitrary mixture.
 
     Args:
-        folder: the output folder of jobs/tune_prompts.py.
+        folder: the output folder of tune-prompts.
         rows: how many; each is compared on its tune seeds and on its eval seeds.
 
     Raises:
         UserError: the folder holds no run of tuned prompts, or not its model.
     """
     if not (folder / CONFIG_FILE).is_file():
-        raise UserError(f"{folder} has no {CONFIG_FILE}: name the output folder of jobs/tune_prompts.py")
+        raise UserError(f"{folder} has no {CONFIG_FILE}: name the output folder of tune-prompts")
     config = read_config(folder)
     with PromptEmbeddings.open(folder) as embeddings:
         pipeline, options = _plain_pipeline(config)

@@ -1,4 +1,4 @@
-"""`python -m renege_ray.embedding`: look into embedding files, convert them, publish them; check tuned prompts."""
+"""`renege-ray embedding`: look into embedding files, convert them, publish them; check tuned prompts."""
 
 import argparse
 import re
@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from renege_ray.config.argument_parser import ArgumentParser
-from renege_ray.config.cli import run_job
 from renege_ray.errors import UserError
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -15,12 +14,12 @@ _CLOSE = 1e-3  # of rewards, between this package's generation and the pipeline'
 
 _EPILOG = """\
 examples:
-  python -m renege_ray.embedding inspect sd1.5_reneg_emb.bin
-  python -m renege_ray.embedding convert sd1.5_reneg_emb.bin reneg_sd15.safetensors \\
+  renege-ray embedding inspect sd1.5_reneg_emb.bin
+  renege-ray embedding convert sd1.5_reneg_emb.bin reneg_sd15.safetensors \\
       --base-model stable-diffusion-v1-5/stable-diffusion-v1-5 --text-encoder FOLDER_OF_THAT_MODEL --dtype float16
-  python -m renege_ray.embedding export outputs/RUN --hub my_folder --base-model OWNER/NAME --dry-run
-  python -m renege_ray.embedding export outputs/RUN --hub my_folder --base-model OWNER/NAME --push ME/MY-EMBEDDING
-  python -m renege_ray.embedding check outputs/TUNING_RUN --rows 20
+  renege-ray embedding export outputs/RUN --hub my_folder --base-model OWNER/NAME --dry-run
+  renege-ray embedding export outputs/RUN --hub my_folder --base-model OWNER/NAME --push ME/MY-EMBEDDING
+  renege-ray embedding check outputs/TUNING_RUN --rows 20
 
 what can be used where:
   diffusers   any of these files: pipe(prompts, **renege_ray.NegativeEmbedding.load(FILE).for_pipeline(pipe, prompts))
@@ -45,18 +44,16 @@ def main(argv: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(
-        prog="python -m renege_ray.embedding",
+        prog="renege-ray embedding",
         description=_DESCRIPTION,
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="inspect|convert|export|check")
+    commands = parser.add_subparsers(dest="command", metavar="inspect|convert|export|check")
 
-    inspect = commands.add_parser("inspect", help="shape, type, norms and metadata of files", allow_abbrev=False)
+    inspect = commands.add_parser("inspect", help="shape, type, norms and metadata of files")
     inspect.add_argument("files", nargs="+", type=Path, metavar="FILE", help=".safetensors, .bin, .pt or .pth")
 
-    convert = commands.add_parser("convert", help="to safetensors with metadata", allow_abbrev=False)
+    convert = commands.add_parser("convert", help="to safetensors with metadata")
     add = convert.add_argument
     add("source", type=Path, metavar="FILE", help=".safetensors, .bin, .pt or .pth (only tensors are unpickled)")
     add("target", type=Path, metavar="OUT.safetensors", help="is never replaced without --force")
@@ -74,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--dtype", choices=("float16", "float32"), help="default: as it is")
     add("--force", action="store_true", help="replace OUT")
 
-    export = commands.add_parser("export", help="a folder for the Hugging Face Hub", allow_abbrev=False)
+    export = commands.add_parser("export", help="a folder for the Hugging Face Hub")
     add = export.add_argument
     add("source", type=Path, metavar="RUN|FILE", help="a run's output folder, or an embedding file")
     add("--hub", required=True, type=Path, metavar="DIR", help="the folder to write: new, empty, or with --force")
@@ -85,9 +82,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--dry-run", action="store_true", help="print what would be written and uploaded, and do nothing")
     add("--force", action="store_true", help="write into a folder that is not empty")
 
-    check = commands.add_parser("check", help="rows of tuned prompts, made again by diffusers", allow_abbrev=False)
+    check = commands.add_parser("check", help="rows of tuned prompts, made again by diffusers")
     add = check.add_argument
-    add("folder", type=Path, metavar="RUN", help="the output folder of jobs/tune_prompts.py")
+    add("folder", type=Path, metavar="RUN", help="the output folder of tune-prompts")
     add("--rows", type=int, default=20, metavar="N", help="how many rows (default: 20)")
     return parser
 
@@ -155,7 +152,3 @@ def _positive(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
     return value
-
-
-if __name__ == "__main__":
-    run_job(main)

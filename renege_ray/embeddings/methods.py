@@ -27,7 +27,7 @@ FORMS = "null, handwritten, handwritten=TEXT, global=FILE, prompt=FOLDER, text=T
 _OPTION = re.compile(r"^(?P<rest>.*),\s*(?P<name>refine|as)=(?P<value>[^,]*)$", re.DOTALL)
 # The first colon that a negative follows, so that an id or a folder may have colons of its own.
 _MODEL = re.compile(rf"^model=(?P<id>.+?):(?P<rest>(?:{'|'.join(KINDS)})(?:=.*)?)$", re.DOTALL)
-_WANTED = {"global": "an embedding file", "prompt": "the output folder of jobs/tune_prompts.py", "text": "a text"}
+_WANTED = {"global": "an embedding file", "prompt": "the output folder of tune-prompts", "text": "a text"}
 # What MLflow allows in the name of a metric, but for the slash that separates its parts.
 _NOT_IN_LABELS = re.compile(r"[^A-Za-z0-9_.: -]+")
 

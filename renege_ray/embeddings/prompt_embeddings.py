@@ -69,7 +69,7 @@ class PromptEmbeddings:
                         self._places[row["prompt_id"]] = (path, place)
                         self.prompts[row["prompt_id"]] = row["prompt"]
             if not self.prompts:
-                raise UserError(f"{table.root} holds no tuned prompts; name the output folder of jobs/tune_prompts.py")
+                raise UserError(f"{table.root} holds no tuned prompts; name the output folder of tune-prompts")
             header = pq.read_schema(files[0], filesystem=table.filesystem).metadata
             texts = {key.decode(): value.decode() for key, value in header.items() if not key.startswith(b"ARROW")}
             self.metadata = EmbeddingMetadata.from_header(texts)
@@ -91,7 +91,7 @@ class PromptEmbeddings:
             return cls(TuningTable(text))
         path = Path(text).absolute()
         if not path.is_dir():
-            raise UserError(f"{folder}: there is no such folder; name the output folder of jobs/tune_prompts.py")
+            raise UserError(f"{folder}: there is no such folder; name the output folder of tune-prompts")
         tables = sorted(path.glob("prompts-*/"))
         if len(tables) > 1:
             names = ", ".join(table.name for table in tables)

@@ -1,6 +1,5 @@
 """Use case: make images of the same prompts and seeds under several negatives, side by side."""
 
-import argparse
 import os
 import re
 import time
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from renege_ray.config.argument_parser import ArgumentParser
+from renege_ray.config.argument_parser import ArgumentParser, command_of
 from renege_ray.config.run import RunConfig
 from renege_ray.config.sampling_flags import add_sampling_flags, sampling_config, whole
 from renege_ray.errors import UserError
@@ -28,8 +27,8 @@ from renege_ray.sampling.images import generate as make_images
 _EMBEDDING_SUFFIXES = (".safetensors", *PICKLE_SUFFIXES)
 _EPILOG = """\
 examples:
-  python jobs/generate.py --prompt "a big red star on a teal background"
-  python jobs/generate.py --prompt "a small blue ring on black" --seed 1 --seed 2 \\
+  {command} --prompt "a big red star on a teal background"
+  {command} --prompt "a small blue ring on black" --seed 1 --seed 2 \\
       --negative null --negative "blurry, dark" --negative outputs/RUN/negative_embedding.safetensors
 
 every seed makes the image that diffusers makes with torch.Generator("cpu").manual_seed(SEED)
@@ -55,17 +54,16 @@ class GenerateRequest:
 
 
 def parse_request(argv: Sequence[str]) -> GenerateRequest:
-    """The command line of `jobs/generate.py`. `--help` prints and exits.
+    """The command line of `renege-ray generate`. `--help` prints and exits.
 
     Raises:
         UserError: for anything wrong with it.
     """
+    command = command_of("generate")
     parser = ArgumentParser(
-        prog="jobs/generate.py",
+        prog=command,
         description="Images of the same prompts and seeds under several negatives, and a grid of them all.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        epilog=_EPILOG.format(command=command),
     )
     add = parser.add_argument
     add("--prompt", action="append", required=True, metavar="TEXT", help="repeat it for more images")
@@ -73,7 +71,7 @@ def parse_request(argv: Sequence[str]) -> GenerateRequest:
         "--negative",
         action="append",
         metavar="FILE|DIR|null|handwritten|TEXT",
-        help="an embedding file, the output folder of jobs/tune_prompts.py (each prompt has its own embedding there), "
+        help="an embedding file, the output folder of tune-prompts (each prompt has its own embedding there), "
         "null (what the pipeline takes without one), handwritten (the preset's first one) or any text; repeat it to "
         "compare (default: null)",
     )

@@ -1,14 +1,11 @@
 """VBench's own package (github.com/Vchitect/VBench) on a folder of videos: all dimensions that need no prompt list.
 
-    python -m renege_ray.evaluation.vbench FOLDER --dimension temporal_flickering --dimension aesthetic_quality
+    renege-ray vbench FOLDER --dimension temporal_flickering --dimension aesthetic_quality
 
 It pins old versions of much that this package needs new ones of, so it is best given an environment of its own;
 `--python` names the interpreter of that. `renege_ray.rewards.video.video_metrics` has three of the dimensions.
 """
 
-from __future__ import annotations
-
-import argparse
 import json
 import subprocess
 import sys
@@ -16,6 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from renege_ray.config.argument_parser import ArgumentParser
 from renege_ray.errors import UserError
 
 DIMENSIONS = (
@@ -93,13 +91,9 @@ def _check_installed(python: str) -> None:
         )
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Prints the scores as JSON. Exit code 2 where something is wrong with what was given."""
-    parser = argparse.ArgumentParser(
-        prog="python -m renege_ray.evaluation.vbench",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def main(argv: Sequence[str]) -> None:
+    """Prints the scores as JSON. Raises UserError where something is wrong with what was given."""
+    parser = ArgumentParser(prog="renege-ray vbench", description=__doc__)
     parser.add_argument("videos", type=Path, metavar="FOLDER", help="a folder of .mp4 or .gif files")
     parser.add_argument(
         "--dimension",
@@ -109,16 +103,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--python", default=sys.executable, metavar="PATH", help="the interpreter that has vbench")
     parser.add_argument("--device", default="cuda", help="where to compute (default: %(default)s)")
-    given = parser.parse_args(argv)
-    try:
-        scores = vbench_scores(given.videos, given.dimension or PAPER, python=given.python, device=given.device)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    given = parser.parse_args(list(argv))
+    scores = vbench_scores(given.videos, given.dimension or PAPER, python=given.python, device=given.device)
     means = {name: sum(rows.values()) / len(rows) for name, rows in scores.items()}
     print(json.dumps({"mean": means, "videos": scores}, indent=1))
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -1,9 +1,7 @@
-"""Score images by hand: `python -m renege_ray.rewards score --reward hpsv2 --prompt "a red fox" fox.png ...`."""
+"""`renege-ray rewards score | list`: score images by hand."""
 
 import argparse
 import json
-import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,13 +13,13 @@ from renege_ray.rewards.catalogue import REWARD_NAMES, REWARDS, SHORT_NAMES, che
 
 _EXAMPLES = """\
 examples:
-  python -m renege_ray.rewards score --reward hpsv2 --prompt "a red fox in the snow" fox1.png fox2.png
+  renege-ray rewards score --reward hpsv2 --prompt "a red fox in the snow" fox1.png fox2.png
       the weights (3.9 GB) are downloaded once
-  python -m renege_ray.rewards score --reward hpsv2 --checkpoint HPS_v2.1_compressed.pt --prompt "a fox" fox.png
+  renege-ray rewards score --reward hpsv2 --checkpoint HPS_v2.1_compressed.pt --prompt "a fox" fox.png
       with a local copy of the weights
-  python -m renege_ray.rewards score --reward aesthetic --checkpoint head.pth --checkpoint clip=CLIP_FOLDER fox.png
+  renege-ray rewards score --reward aesthetic --checkpoint head.pth --checkpoint clip=CLIP_FOLDER fox.png
       with local copies of both files of a reward; this one reads no prompt
-  python -m renege_ray.rewards score --reward toy --prompt "a big red star" --json star.png
+  renege-ray rewards score --reward toy --prompt "a big red star" --json star.png
       the embedded model's own reward, for programs
 
 Scores of different rewards, or of different versions of one, cannot be compared with each other; scores of one
@@ -30,34 +28,20 @@ images lie.
 """
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; 0: done, 2: bad input, told in one line on stderr."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    try:
-        arguments = _parser().parse_args(argv)
-        print(arguments.run(arguments))
-    except UserError as error:
-        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
-        return 2
-    return 0
+def main(argv: Sequence[str]) -> None:
+    """Run a command. Raises UserError for anything wrong with the flags or the files."""
+    arguments = _parser().parse_args(list(argv))
+    print(arguments.run(arguments))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(
-        prog="python -m renege_ray.rewards",
+        prog="renege-ray rewards",
         description="Score images with a reward model, or list the reward models.",
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
-    commands = parser.add_subparsers(required=True, metavar="score|list")
-    score = commands.add_parser(
-        "score",
-        help="print the scores of images for a prompt",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    commands = parser.add_subparsers(metavar="score|list")
+    score = commands.add_parser("score", help="print the scores of images for a prompt", epilog=_EXAMPLES)
     score.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files; each is scored by itself")
     score.add_argument("--reward", required=True, metavar="NAME", help=f"one of {', '.join(REWARD_NAMES)}")
     score.add_argument("--prompt", metavar="TEXT", help="what the images should show; may be empty")
@@ -159,7 +143,3 @@ def _device(name: str | None) -> Any:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device: {name!r} cannot be used here ({first_line(error)}); give cpu") from error
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -168,7 +168,7 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for name in fields(RunConfig):
         assert (f"--{name.replace('_', '-')} " in text) != is_foreign(name, "train_global")
-    assert "python jobs/train_global.py --resume" in text
+    assert "renege-ray train-global --resume" in text
     assert "--model.size A,B " in text and "--model.lora TEXT " in text
     assert f"(default: {list(load_preset('toy').sampling.gradient_steps)})" in " ".join(text.split())
 

@@ -165,7 +165,7 @@ def test_bad_input(
 @pytest.mark.slow
 def test_from_the_shell(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "renege_ray.embeddings.command", "inspect", "none.bin"],
+        [sys.executable, "-m", "renege_ray", "embedding", "inspect", "none.bin"],
         capture_output=True, text=True, check=False, cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 2 and done.stdout == "" and done.stderr.startswith("error: ")

@@ -27,8 +27,8 @@ def test_what_is_wrong_is_said_before_anything_is_computed(tmp_path: Path, capsy
     bare = tmp_path / "python"
     bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S -E "$@"\n')
     bare.chmod(0o755)
-    assert main([str(tmp_path), "--python", str(bare)]) == 2
-    assert f"error: the package vbench is not installed for {bare}" in capsys.readouterr().err
+    with pytest.raises(UserError, match=f"the package vbench is not installed for {bare}"):
+        main([str(tmp_path), "--python", str(bare)])
 
 
 @pytest.mark.skipif(PYTHON is None, reason="RENEGE_RAY_VBENCH_PYTHON is not set")

@@ -1,4 +1,4 @@
-"""`python -m renege_ray.rewards`, for people."""
+"""`renege-ray rewards`, for people."""
 
 import json
 import subprocess
@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from renege_ray.errors import UserError
 from renege_ray.output.pictures import save_png, to_pil
 from renege_ray.rewards import REWARD_NAMES, load_rewards
 from renege_ray.rewards.command import main
@@ -28,7 +29,7 @@ def images(tmp_path: Path) -> list[str]:
 
 
 def test_a_table(images: list[str], capsys: Capture) -> None:
-    assert main(["score", "--reward", "toy", "--prompt", "a big red star", *images]) == 0
+    main(["score", "--reward", "toy", "--prompt", "a big red star", *images])
     header, _, *rows = capsys.readouterr().out.splitlines()
     assert header.split() == ["image", "toy", "usual", "range"]
     assert [row.split()[0] for row in rows] == images and all("-4 to 5.5" in row for row in rows)
@@ -42,7 +43,7 @@ def test_json_with_a_checkpoint(images: list[str], tmp_path: Path, capsys: Captu
     scores = []
     for path in (str(checkpoint), f"hpsv2={tmp_path}"):
         flags = ["--reward", "hpsv2", "--checkpoint", path, "--device", "cpu", "--json"]
-        assert main(["score", *flags, "--prompt", "fox " * 99, *images]) == 0
+        main(["score", *flags, "--prompt", "fox " * 99, *images])
         said = json.loads(capsys.readouterr().out)
         assert said["reward"]["name"] == "hpsv2-v2.1" and said["reward"]["truncated_prompts"] == 1
         assert len(said["reward"]["sha256"]) == 64 and said["prompt"] == "fox " * 99
@@ -52,12 +53,12 @@ def test_json_with_a_checkpoint(images: list[str], tmp_path: Path, capsys: Captu
 
 
 def test_a_cut_prompt_is_said(images: list[str], capsys: Capture) -> None:
-    assert main(["score", "--reward", "toy", "--prompt", "star " * 99, images[0]]) == 0
+    main(["score", "--reward", "toy", "--prompt", "star " * 99, images[0]])
     assert "too long" in capsys.readouterr().out.splitlines()[-1]
 
 
 def test_the_list(capsys: Capture) -> None:
-    assert main(["list"]) == 0
+    main(["list"])
     out = capsys.readouterr().out
     assert all(name in out for name in REWARD_NAMES) and "HPS_v2.1_compressed.pt of xswu/HPSv2" in out
 
@@ -78,15 +79,15 @@ def test_the_list(capsys: Capture) -> None:
     ],
 )
 def test_bad_input(arguments: list[str], message: str, images: list[str], capsys: Capture) -> None:
-    assert main(["score", *(images[0] if word == "IMAGE" else word for word in arguments)]) == 2
-    said = capsys.readouterr()
-    assert said.out == "" and len(said.err.splitlines()) == 1 and said.err.startswith("error: ") and message in said.err
+    with pytest.raises(UserError) as caught:
+        main(["score", *(images[0] if word == "IMAGE" else word for word in arguments)])
+    assert capsys.readouterr().out == "" and message in str(caught.value)
 
 
 @pytest.mark.slow
 def test_from_the_shell() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "renege_ray.rewards.command", "score", "--help"],
+        [sys.executable, "-m", "renege_ray", "rewards", "score", "--help"],
         capture_output=True,
         text=True,
         check=True,

@@ -150,7 +150,7 @@ def best_trial(study: optuna.Study) -> FrozenTrial | None:
 
 
 def write_best_config(space: SearchSpace, base: RunConfig, trial: FrozenTrial, path: Path) -> Path:
-    """Write the configuration of a trial as a preset: `jobs/train_global.py --preset PATH`."""
+    """Write the configuration of a trial as a preset: `renege-ray train-global --preset PATH`."""
     data = to_mapping(space.config(base, trial.params))
     data.pop("output_dir")
     names = ", ".join(

@@ -10,24 +10,22 @@ Only the process that opened the run talks to MLflow. A copy of its `RunLog` in 
 training) appends to the same files, and the opener sends them: a server that is away costs a training nothing
 at all. To send what a server missed:
 
-    python -m renege_ray.cluster.tracking.runs send OUTPUT_DIR --tracking-uri URI
+    renege-ray tracking send OUTPUT_DIR --tracking-uri URI
 """
 
-import argparse
 import logging
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from renege_ray.cluster.tracking import journal
 from renege_ray.cluster.tracking.delivery import Courier, Delivery
 from renege_ray.cluster.tracking.run_log import RunLog
-from renege_ray.cluster.tracking.texts import away_line, flatten, one_line
+from renege_ray.cluster.tracking.texts import away_line, flatten
 from renege_ray.cluster.tracking.uris import masked, resolve_uri, ui_command
 from renege_ray.errors import UserError
 
-__all__ = ["RunLog", "main", "masked", "open_run", "resolve_uri", "send", "ui_command"]
+__all__ = ["RunLog", "masked", "open_run", "resolve_uri", "send", "ui_command"]
 
 logger = logging.getLogger("renege_ray.tracking")
 
@@ -92,32 +90,3 @@ def send(output_dir: Path, tracking_uri: str | None = None) -> tuple[str, str]:
         if not Delivery(folder, uri).send(anew=True):
             raise UserError(f"output_dir: {str(output_dir)!r} is being sent by its own run; wait for its end")
     return journal.read_json(output_dir / journal.STATE)["run_id"], uri
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; 0: everything is sent, 1: the store did not take it, 2: bad input."""
-    parser = argparse.ArgumentParser("python -m renege_ray.cluster.tracking.runs", allow_abbrev=False)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    sending = commands.add_parser("send", help="send to MLflow what it has not got of a run", allow_abbrev=False)
-    sending.add_argument("output_dir", type=Path, metavar="OUTPUT_DIR", help="the output folder of a job")
-    sending.add_argument("--tracking-uri", metavar="URI", help="default: the run's own")
-    arguments = parser.parse_args(argv)
-    try:
-        run_id, uri = send(arguments.output_dir, arguments.tracking_uri)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except Exception as error:
-        print(
-            f"not everything was sent: {one_line(error)}; the same command goes on from there",
-            file=sys.stderr,
-        )
-        return 1
-    if not (arguments.output_dir / journal.SUMMARY).exists():
-        print(f"there is no {journal.SUMMARY}: the run still goes on or was killed, MLflow shows it as running")
-    print(f"sent as run {run_id}; {ui_command(uri)}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from renege_ray.cluster.tracking.uris import masked
+from renege_ray.cluster.tracking.uris import masked, program
 
 LONGEST_PARAM = 6000  # MLflow's limits
 LONGEST_NAME = 250
@@ -22,7 +22,7 @@ def away_line(uri: str, folder: Path, error: BaseException) -> str:
 
 def send_command(uri: str, folder: Path) -> str:
     """How to send a folder later."""
-    return f"python -m renege_ray.cluster.tracking.runs send {folder} --tracking-uri {masked(uri)}"
+    return f"{program('renege-ray')} tracking send {folder} --tracking-uri {masked(uri)}"
 
 
 def one_line(error: BaseException, longest: int = 200) -> str:

@@ -47,9 +47,13 @@ def ui_command(uri: str) -> str:
     """What a person types (or opens) to look at the runs in the store at `uri`."""
     if uri.startswith(("http://", "https://")):
         return f"open {masked(uri)} in a browser"
-    program = "mlflow"
-    if shutil.which(program) is None:  # the environment is not activated: name the program beside this interpreter
-        beside = Path(sys.executable).parent / program
-        program = os.path.relpath(beside) if beside.is_relative_to(Path.cwd()) else str(beside)
     where = "--host 127.0.0.1 --port 5000"
-    return f"{shlex.quote(program)} ui --backend-store-uri {shlex.quote(masked(uri))} {where}"
+    return f"{program('mlflow')} ui --backend-store-uri {shlex.quote(masked(uri))} {where}"
+
+
+def program(name: str) -> str:
+    """A program of this environment as a person types it: where that is not activated, by its path."""
+    if shutil.which(name) is None:
+        beside = Path(sys.executable).parent / name
+        name = os.path.relpath(beside) if beside.is_relative_to(Path.cwd()) else str(beside)
+    return shlex.quote(name)

@@ -22,16 +22,15 @@ from renege_ray.prompts.sources import load_prompts
 from renege_ray.sampling.encoded_prompts import EncodedPrompts
 from renege_ray.training.inputs import read_initial
 
-_PROG = "python -m renege_ray.evaluation.analyses"
 _EPILOG = """\
 examples:
-  {prog} efficiency --lora-ranks 4,64
+  renege-ray analyses efficiency --lora-ranks 4,64
       how far images move with the negative embedding, a LoRA, all weights (Table 1); minutes
-  {prog} sampler-error --num-images 128
+  renege-ray analyses sampler-error --num-images 128
       the error of x_0 predicted from x_t, on DDIM's paths and on DDPM's (Figure 3)
-  {prog} pseudo-positive --embedding outputs/RUN/negative_embedding.safetensors
+  renege-ray analyses pseudo-positive --embedding outputs/RUN/negative_embedding.safetensors
       the embedding drawn as if it were a prompt (Figure 6)
-  {prog} distance --embedding outputs/RUN/negative_embedding.safetensors
+  renege-ray analyses distance --embedding outputs/RUN/negative_embedding.safetensors
       its distance from null and handwritten, token by token
 
 each leaves results.txt, a CSV table, pictures, summary.json and config.yaml in its output folder
@@ -58,17 +57,16 @@ _ANALYSES = {
     "pseudo-positive": Analysis(pseudo_positive, "the embedding drawn as a prompt (Figure 6)", needs_file=True),
     "distance": Analysis(distance, "distance from null and handwritten, token by token", needs_file=True),
 }
-NAMES = tuple(_ANALYSES)
 
 
-def main(argv: Sequence[str], say: Callable[[str], None] = print, prog: str = _PROG) -> int:
-    """Run an analysis. Returns the exit code 0; the last line is the path of what to look at.
+def main(argv: Sequence[str], say: Callable[[str], None] = print) -> None:
+    """Run an analysis; the last line is the path of what to look at.
 
     Raises:
         UserError: for anything wrong with the flags or the files, before a model is loaded.
     """
     started = time.monotonic()
-    given = _parser(prog).parse_args(list(argv))
+    given = _parser().parse_args(list(argv))
     name: str = given.analysis
     analysis = _ANALYSES[name]
     if analysis.needs_file and not Path(given.embedding).is_file():
@@ -93,7 +91,6 @@ def main(argv: Sequence[str], say: Callable[[str], None] = print, prog: str = _P
     say(table)
     for path in pictures:
         say(str(path))
-    return 0
 
 
 def _write(
@@ -116,24 +113,16 @@ def _write(
     return table, list(pictures.values())
 
 
-def _parser(prog: str) -> argparse.ArgumentParser:
-    epilog = _EPILOG.format(prog=prog)
-    parser = ArgumentParser(
-        prog=prog,
-        description="Look into a negative embedding and its model as the paper does.",
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    commands = parser.add_subparsers(dest="analysis", required=True, metavar="|".join(NAMES))
+def _parser() -> argparse.ArgumentParser:
+    description = "Look into a negative embedding and its model as the paper does."
+    parser = ArgumentParser(prog="renege-ray analyses", description=description, epilog=_EPILOG)
+    commands = parser.add_subparsers(dest="analysis", metavar="|".join(_ANALYSES))
     for name, analysis in _ANALYSES.items():
         command = commands.add_parser(
             name,
             help=analysis.about,
             description=analysis.module.__doc__,
-            epilog=epilog,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
+            epilog=_EPILOG,
         )
         add = command.add_argument
         words = "an embedding file, or null, or handwritten"

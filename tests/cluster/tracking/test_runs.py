@@ -22,9 +22,11 @@ from PIL import Image
 
 from renege_ray.cluster.tracking import journal
 from renege_ray.cluster.tracking import runs as tracking
+from renege_ray.cluster.tracking.command import main
 from renege_ray.cluster.tracking.run_log import RunLog
 from renege_ray.cluster.tracking.runs import masked, open_run, resolve_uri, ui_command
 from renege_ray.cluster.tracking.texts import flatten
+from renege_ray.cluster.tracking.uris import program
 from renege_ray.errors import UserError
 from renege_ray.method.embedding import EmbeddingMetadata, NegativeEmbedding
 from tests.mlflow_server import free_port, kill, server
@@ -199,7 +201,7 @@ def test_nothing_secret_is_printed_or_written(
     log = open_run(tmp_path / "run", job="train_global", experiment="tests", params=params, tracking_uri=uri)
     log.metrics(1, {"a": 1.0})
     log.finish()
-    assert tracking.main(["send", str(tmp_path / "run"), "--tracking-uri", uri]) == 1
+    assert main(["send", str(tmp_path / "run"), "--tracking-uri", uri]) == 1
     said = capfd.readouterr()
     files = "".join(path.read_text() for path in (tmp_path / "run").rglob("*") if path.is_file())
     assert "hunter2" not in said.out + said.err + caplog.text + files + log.review() + ui_command(uri)
@@ -373,13 +375,13 @@ def test_a_server_that_was_never_there(tmp_path: Path, database: str, caplog: py
     assert time.monotonic() - began < 15
     assert log.run_id is None
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    command = f"python -m renege_ray.cluster.tracking.runs send {tmp_path / 'run'} --tracking-uri {uri}"
+    command = f"{program('renege-ray')} tracking send {tmp_path / 'run'} --tracking-uri {uri}"
     assert command in caplog.text
     assert command in log.review()
     assert len(list((tmp_path / "run" / "images").iterdir())) == 2
 
     time.sleep(1.1)
-    assert tracking.main(["send", str(tmp_path / "run"), "--tracking-uri", database]) == 0
+    assert main(["send", str(tmp_path / "run"), "--tracking-uri", database]) == 0
     log.run_id = journal.read_json(tmp_path / "run" / "summary.json")["mlflow_run_id"]
     run = check_everything(log, database, embedding)
     reported = [record["time"] for record, _ in journal.read(tmp_path / "run" / "metrics.jsonl")]
@@ -388,20 +390,18 @@ def test_a_server_that_was_never_there(tmp_path: Path, database: str, caplog: py
     assert run.info.start_time <= reported[0] <= reported[-1] <= run.info.end_time < time.time() * 1000 - 1000
 
     before = artifacts(MlflowClient(database), log.run_id, "images")
-    assert tracking.main(["send", str(tmp_path / "run"), "--tracking-uri", database]) == 0
+    assert main(["send", str(tmp_path / "run"), "--tracking-uri", database]) == 0
     assert artifacts(MlflowClient(database), log.run_id, "images") == before
 
 
-def test_send_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert tracking.main(["send", str(tmp_path)]) == 2
+def test_send_says_what_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds no tracking\.json"):
+        main(["send", str(tmp_path)])
     journal.write_json(tmp_path / "tracking.json", {"tracking_uri": "http://***@host"})
-    assert tracking.main(["send", str(tmp_path)]) == 2
-    assert tracking.main(["send", str(tmp_path), "--tracking-uri", "nonsense"]) == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 3
-    assert "holds no tracking.json" in lines[0]
-    assert "without its password" in lines[1]
-    assert "nonsense" in lines[2]
+    with pytest.raises(UserError, match="without its password"):
+        main(["send", str(tmp_path)])
+    with pytest.raises(UserError, match="nonsense"):
+        main(["send", str(tmp_path), "--tracking-uri", "nonsense"])
 
 
 @pytest.fixture(scope="session")
@@ -444,7 +444,7 @@ def test_a_run_on_a_real_server(
     assert "tracking send" in broken.review()
 
     with server(server_folder, port):  # the same store comes back
-        assert tracking.main(["send", str(tmp_path / "broken")]) == 0
+        assert main(["send", str(tmp_path / "broken")]) == 0
         client = MlflowClient(uri)
         assert history(client, broken.run_id, "train/toy/mean") == {step: step / 10 for step in range(1, 8)}
         assert image_keys(client, broken.run_id) == [("validation", 7)]

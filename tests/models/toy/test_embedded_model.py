@@ -10,6 +10,7 @@ from transformers import CLIPTokenizer
 
 from renege_ray import NegativeEmbedding
 from renege_ray.config.run import parse_config
+from renege_ray.errors import UserError
 from renege_ray.method import EmbeddingMetadata
 from renege_ray.models import load_model
 from renege_ray.models.toy import (
@@ -21,8 +22,8 @@ from renege_ray.models.toy import (
     WEIGHTS_FOLDER,
     pipeline,
 )
-from renege_ray.models.toy.__main__ import main as toy_main
 from renege_ray.models.toy.captions import prompts, vocabulary
+from renege_ray.models.toy.command import main as toy_main
 from renege_ray.models.toy.judge import Judge
 from renege_ray.models.toy.train.card import generate, summarise
 from renege_ray.models.toy.train.rewards import ranking_accuracy
@@ -105,7 +106,7 @@ def test_the_judge_is_a_scorer_with_nan_where_a_prompt_is_silent():
 
 def test_export_is_loaded_by_plain_diffusers_and_gives_the_same_image(pipe, tmp_path: Path, capsys):
     folder = tmp_path / "exported"
-    assert toy_main(["export", str(folder)]) == 0
+    toy_main(["export", str(folder)])
     plain = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
     plain.set_progress_bar_config(disable=True)
     images = [
@@ -121,8 +122,8 @@ def test_export_is_loaded_by_plain_diffusers_and_gives_the_same_image(pipe, tmp_
         for p in (pipe, plain)
     ]
     assert torch.equal(*images)
-    assert toy_main(["export", str(folder)]) == 2
-    assert "not empty" in capsys.readouterr().err
+    with pytest.raises(UserError, match="not empty"):
+        toy_main(["export", str(folder)])
 
 
 def test_load_model_gives_the_embedded_models(tmp_path: Path):
@@ -139,7 +140,8 @@ def test_load_model_gives_the_embedded_models(tmp_path: Path):
     assert torch.equal(second.decode(latents), model.decode(latents))
     embeds, t = model.encode_prompts(["a big red star"]), torch.tensor(500)
     assert (second.denoise(latents, t, embeds) - model.denoise(latents, t, embeds)).abs().max() > 0.01
-    assert second.name == "toy2" and toy_main(["export", str(tmp_path / "out"), "--model", "toy2"]) == 0
+    assert second.name == "toy2"
+    toy_main(["export", str(tmp_path / "out"), "--model", "toy2"])
     plain = StableDiffusionPipeline.from_pretrained(tmp_path / "out", safety_checker=None)
     exported, own = plain.unet.state_dict(), second.pipeline.unet.state_dict()
     assert all(torch.equal(exported[name], weight) for name, weight in own.items())
