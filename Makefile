@@ -32,6 +32,7 @@ ALONE := ray or server or model or browser
 ON_ALL_CORES := --numprocesses logical --maxprocesses 8 --dist worksteal
 
 test: $(STAMP)
+	.ci/chromium
 	$(BIN)/python -m pytest $(ON_ALL_CORES) -m 'not ($(ALONE))'
 	$(BIN)/python -m pytest -m '$(ALONE)'
 
@@ -47,5 +48,5 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache
 	find renege_ray jobs tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
