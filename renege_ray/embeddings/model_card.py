@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
+import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from renege_ray.config.run import RunConfig
@@ -14,57 +15,9 @@ from renege_ray.output.folder import EMBEDDING_FILE
 from renege_ray.output.image_statistics import ImageStatistics
 from renege_ray.prompts.sources import source_label
 
-PAPER = "https://arxiv.org/abs/2412.19637"
 _METHODS = {"null": "empty text", "handwritten": "handwritten", "global": "this embedding", "prompt": "per prompt"}
-
-_SNIPPET = """\
-import torch
-from diffusers import DiffusionPipeline
-{imports}from safetensors.torch import load_file
-
-device, dtype = ("cuda", torch.float16) if torch.cuda.is_available() else ("cpu", torch.float32)
-pipe = DiffusionPipeline.from_pretrained({base_model}).to(device, dtype)
-negative = load_file({file})
-{encode}image = pipe(
-{prompt}    **{{name: tensor.to(device, dtype) for name, tensor in negative.items()}},
-{settings}).images[0]
-image.save("image.png")
-"""
-# A pipeline with an attention mask (PixArt-alpha) refuses a prompt in words beside a negative embedding.
-_IN_WORDS = '    "a photograph of a fox in the snow",\n'
-_ENCODE = """\
-prompt, mask, _, _ = pipe.encode_prompt("a photograph of a fox in the snow", do_classifier_free_guidance=False)
-"""
-_ENCODED = "    prompt_embeds=prompt, prompt_attention_mask=mask, negative_prompt=None,\n"
-
-_BODY = """\
-# {title}
-
-A *negative embedding* for `{base_model}`: what the text encoder puts out for the negative prompt, but learned by the
-gradient of a reward ([ReNeg]({paper})). It takes the place of a handwritten negative prompt.
-
-## Use
-
-```python
-{snippet}```
-
-{placeholder}For a batch of B prompts, repeat each tensor B times in its first dimension.
-
-The file fits every model with the same text encoder: {encoder}.
-
-| where | how |
-| --- | --- |
-| diffusers | as above |
-| ComfyUI | the node in `integrations/comfyui` of renege_ray; it gives CONDITIONING |
-| A1111, Forge, InvokeAI | not at all: their embeddings are the encoder's input, this is its output |
-
-## How it was learned
-
-{learned}
-{results}## Licence
-
-{licence}
-"""
+_LOADER = jinja2.PackageLoader("renege_ray.embeddings", ".")
+_TEMPLATES = jinja2.Environment(loader=_LOADER, undefined=jinja2.StrictUndefined)
 
 
 @dataclass(frozen=True)
@@ -107,45 +60,25 @@ def model_card(facts: CardFacts) -> ModelCard:
 
     Source: the Hub's documentation of model cards and their metadata.
     """
-    text = _BODY.format(
-        title=facts.title,
-        base_model=facts.base_model,
-        paper=PAPER,
-        snippet=usage_snippet(facts),
-        placeholder=_placeholder(facts),
-        encoder=_encoder(facts.metadata),
+    metadata = facts.metadata
+    known = [metadata.text_encoder, f"hash `{metadata.text_encoder_hash}`" if metadata.text_encoder_hash else ""]
+    which = f" --model {facts.base_model}" * (facts.base_model != EMBEDDED_MODELS[0])
+    text = _TEMPLATES.get_template("model_card.md.j2").render(
+        facts=facts,
+        snippet=usage_snippet(facts).rstrip("\n"),
+        export=f"renege-ray toy export {facts.base_model}{which}" * (facts.base_model in EMBEDDED_MODELS),
+        encoder=", ".join(filter(None, known)) or "that of the base model",
         learned=_learned(facts),
-        results=_results(facts),
-        licence=_licence(facts),
+        held_out=source_label(facts.config.prompts.held_out) if facts.config else "",
+        scores=_scores(facts),
+        rows=_results(facts) if facts.config else [],
     )
     return ModelCard(f"---\n{_card_data(facts).to_yaml()}\n---\n\n{text}")
 
 
-def _placeholder(facts: CardFacts) -> str:
-    if facts.is_on_hub:
-        return ""
-    which = f" --model {facts.base_model}" * (facts.base_model != EMBEDDED_MODELS[0])
-    export = f"python -m renege_ray.models.toy export {facts.base_model}{which}"
-    made = f" (`{export}` writes it)" * (facts.base_model in EMBEDDED_MODELS)
-    return f"`{facts.base_model}` stands for a folder in diffusers' format{made}. "
-
-
 def usage_snippet(facts: CardFacts) -> str:
     """Python that makes a picture with the embedding and diffusers alone."""
-    settings = []
-    if facts.metadata.guidance_scale is not None:
-        settings.append(f"guidance_scale={facts.metadata.guidance_scale:g}")
-    if facts.config is not None:
-        settings.append(f"num_inference_steps={facts.config.sampling.num_inference_steps}")
-    file = json.dumps(EMBEDDING_FILE)
-    return _SNIPPET.format(
-        imports="from huggingface_hub import hf_hub_download\n" if facts.repository else "",
-        base_model=json.dumps(facts.base_model),
-        encode=_ENCODE if facts.masked else "",
-        prompt=_ENCODED if facts.masked else _IN_WORDS,
-        file=f"hf_hub_download({json.dumps(facts.repository)}, {file})" if facts.repository else file,
-        settings="".join(f"    {setting},\n" for setting in settings),
-    )
+    return _TEMPLATES.get_template("usage.py.j2").render(facts=facts, file=EMBEDDING_FILE, quote=json.dumps)
 
 
 def _card_data(facts: CardFacts) -> ModelCardData:
@@ -194,7 +127,12 @@ def _means(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
     return found
 
 
-def _learned(facts: CardFacts) -> str:
+def _scores(facts: CardFacts) -> list[str]:
+    return list(next(iter(_means(facts.metrics).values()), {}))
+
+
+def _learned(facts: CardFacts) -> dict[str, str]:
+    """What is known of the training, in words."""
     metadata, config = facts.metadata, facts.config
     lines = {
         "reward": metadata.reward,
@@ -206,44 +144,19 @@ def _learned(facts: CardFacts) -> str:
         "configuration": metadata.config_fingerprint,
         "made by": f"renege_ray {metadata.package_version}" if metadata.package_version else "",
     }
-    known = [f"- {name}: {value}" for name, value in lines.items() if value]
-    return "\n".join(known or ["Nothing is recorded of it."]) + "\n"
+    return {name: value for name, value in lines.items() if value}
 
 
-def _results(facts: CardFacts) -> str:
-    """The means of all methods and how often this embedding wins, with the pictures."""
-    means = _means(facts.metrics)
-    if not means and not facts.pictures:
-        return ""
-    lines = ["## Results", ""]
-    if means and facts.config is not None:
-        scores = list(next(iter(means.values())))
-        lines += [
-            f"Means over {facts.config.test.num_pairs} pairs of held-out prompts "
-            f"({source_label(facts.config.prompts.held_out)}) and seeds, which nothing was chosen by:",
-            "",
-            f"| negative | {' | '.join(scores)} |",
-            f"| --- |{' ---: |' * len(scores)}",
-        ]
-        for method, row in means.items():
-            numbers = " | ".join(f"{row[score]:.4f}" if score in row else "" for score in scores)
-            lines.append(f"| {_METHODS.get(method, method)} | {numbers} |")
-        for other in means:
-            wins = [facts.metrics.get(f"eval/global/win_rate_vs_{other}/{score}") for score in scores]
-            if any(win is not None for win in wins):
-                numbers = " | ".join("" if win is None else f"{win:.2f}" for win in wins)
-                lines.append(f"| wins over {_METHODS.get(other, other)} | {numbers} |")
-        lines.append("")
-    lines += [f"![{path.stem.replace('_', ' ')}]({path})\n" for path in facts.pictures]
-    return "\n".join(lines) + "\n"
-
-
-def _encoder(metadata: EmbeddingMetadata) -> str:
-    known = [metadata.text_encoder, f"hash `{metadata.text_encoder_hash}`" if metadata.text_encoder_hash else ""]
-    return ", ".join(filter(None, known)) or "that of the base model"
-
-
-def _licence(facts: CardFacts) -> str:
-    if facts.licence == "other":
-        return f"The terms of the base model, `{facts.base_model}`, apply."
-    return f"{facts.licence}. What the terms of the base model, `{facts.base_model}`, ask for applies too."
+def _results(facts: CardFacts) -> list[tuple[str, list[str]]]:
+    """Rows of the table: the means of all methods, and how often this embedding wins."""
+    means, scores = _means(facts.metrics), _scores(facts)
+    rows = [
+        (_METHODS.get(method, method), [f"{row[score]:.4f}" if score in row else "" for score in scores])
+        for method, row in means.items()
+    ]
+    for other in means:
+        wins = [facts.metrics.get(f"eval/global/win_rate_vs_{other}/{score}") for score in scores]
+        if any(win is not None for win in wins):
+            cells = ["" if win is None else f"{win:.2f}" for win in wins]
+            rows.append((f"wins over {_METHODS.get(other, other)}", cells))
+    return rows

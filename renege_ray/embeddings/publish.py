@@ -1,7 +1,6 @@
 """`export`: a folder that can be published on the Hugging Face Hub as it stands."""
 
 import json
-import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from renege_ray.config.run import CONFIG_FILE, RunConfig, read_config
 from renege_ray.embeddings.model_card import CardFacts, model_card
 from renege_ray.errors import UserError, first_line
 from renege_ray.method.embedding import ATTENTION_MASK, NegativeEmbedding
-from renege_ray.output.folder import EMBEDDING_FILE
+from renege_ray.output.folder import EMBEDDING_FILE, write_text
 
 SUMMARY_FILE = "summary.json"
 CARD_FILE = "README.md"
@@ -50,9 +49,7 @@ class HubFolder:
             for place, source in self.pictures.items():
                 (folder / place).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, folder / place)
-            temporary = folder / f".{CARD_FILE}.tmp"
-            temporary.write_text(self.card, encoding="utf-8")
-            os.replace(temporary, folder / CARD_FILE)
+            write_text(folder / CARD_FILE, self.card)
         except OSError as error:
             raise UserError(f"--hub: {folder} cannot be written ({error.strerror}); name another folder") from None
 

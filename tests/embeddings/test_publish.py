@@ -106,7 +106,7 @@ def test_a_file_alone(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "note: 'toy' is no model of the Hub" in capsys.readouterr().out
     card = ModelCard.load(hub / "README.md")
     assert card.data.eval_results is None and "## Results" not in card.text
-    assert "`python -m renege_ray.models.toy export toy` writes it" in card.text
+    assert "`renege-ray toy export toy` writes it" in card.text
     NegativeEmbedding({PROMPT_EMBEDS: N}, EmbeddingMetadata("")).save(file)
     with pytest.raises(UserError, match="does not say which model it is for; give --base-model"):
         export(file, "--hub", tmp_path / "other")
