@@ -24,7 +24,8 @@ from renege_ray.embeddings.negatives import Negative
 from renege_ray.evaluation.images import ImageMaker, Loaders
 from renege_ray.evaluation.inputs import scores_of
 from renege_ray.evaluation.table import ImageToMake
-from renege_ray.models import TextToImage, load_model
+from renege_ray.models.base import TextToImage
+from renege_ray.models.load import load_model
 from renege_ray.models.toy.captions import prompts as toy_prompts
 from renege_ray.output.image_statistics import ImageStatistics
 from renege_ray.prompts.refine import load_refiner

@@ -18,7 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.naive import naive_gradient
 from renege_ray.method.objective import reward_of_prediction
 from renege_ray.models.families.stable_diffusion import StableDiffusion
-from renege_ray.models.toy import GUIDANCE_SCALE, NUM_INFERENCE_STEPS, pipeline
+from renege_ray.models.loading.hub import read_pipeline
+from renege_ray.models.toy import FIRST_MODEL, GUIDANCE_SCALE, NUM_INFERENCE_STEPS, PIPELINE_FOLDER
 from renege_ray.rewards import load_rewards
 from renege_ray.sampling.draws import noise
 
@@ -29,7 +30,7 @@ BATCH = 8
 
 def steps_to_compare() -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
     """The exact and the naive step of the embedded model, at the same latents: each returns dJ / dn."""
-    model = StableDiffusion(pipeline(), "toy")
+    model = StableDiffusion(read_pipeline(PIPELINE_FOLDER, FIRST_MODEL), "toy")
     reward = load_rewards(["toy"])["toy"]
     prompts = [f"a big red star on a {background} background" for background in ("teal", "black")] * (BATCH // 2)
     c, n = model.encode_prompts(prompts), model.encode_prompts([""])

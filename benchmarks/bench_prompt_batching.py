@@ -14,7 +14,8 @@ import time
 import torch
 
 from renege_ray.config.run import RunConfig, load_preset, parse_config, to_mapping
-from renege_ray.models import TextToImage, load_model
+from renege_ray.models.base import TextToImage
+from renege_ray.models.load import load_model
 from renege_ray.models.toy.captions import prompts as toy_prompts
 from renege_ray.sampling.encoded_prompts import EncodedPrompts
 from renege_ray.sampling.run_rewards import Rewards

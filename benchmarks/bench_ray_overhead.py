@@ -17,7 +17,7 @@ import torch
 
 from renege_ray.config.cli import from_args
 from renege_ray.config.run import RunConfig
-from renege_ray.models import load_model
+from renege_ray.models.load import load_model
 from renege_ray.rewards import WeightedReward, load_rewards
 from renege_ray.sampling.run_rewards import Rewards
 from renege_ray.training.inputs import read_inputs

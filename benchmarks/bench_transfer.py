@@ -13,7 +13,7 @@ import time
 import torch
 
 from renege_ray.config.run import ModelConfig, load_preset
-from renege_ray.models import load_model
+from renege_ray.models.load import load_model
 from renege_ray.prompts.sources import load_splits
 from renege_ray.rewards import load_scorers
 from renege_ray.sampling.encoded_prompts import EncodedPrompts

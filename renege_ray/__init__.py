@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from renege_ray.method.guidance import guide
     from renege_ray.method.rollout import rollout
     from renege_ray.method.schedule import Schedule, make_schedule
-    from renege_ray.models import load_model
+    from renege_ray.models.load import load_model
     from renege_ray.rewards import load_rewards
 
 __all__ = [
@@ -42,7 +42,7 @@ _HOME = {
     "Schedule": "renege_ray.method.schedule",
     "UserError": "renege_ray.errors",
     "guide": "renege_ray.method.guidance",
-    "load_model": "renege_ray.models",
+    "load_model": "renege_ray.models.load",
     "load_preset": "renege_ray.config.run",
     "load_rewards": "renege_ray.rewards",
     "make_schedule": "renege_ray.method.schedule",

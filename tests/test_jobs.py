@@ -23,7 +23,7 @@ from renege_ray.errors import UserError
 from renege_ray.evaluation.generate import generate, parse_request
 from renege_ray.method.embedding import EmbeddingMetadata, NegativeEmbedding
 from renege_ray.models.layout import EmbeddingLayout
-from renege_ray.models.loading.text_encoder import hash_text_encoder
+from renege_ray.models.text_encoder import hash_text_encoder
 from renege_ray.training.inputs import read_inputs, record_inputs
 from renege_ray.tuning.table import PromptToTune, TuningTable, make_row, table_schema
 from renege_ray.tuning.tune import TunedPrompt

@@ -203,7 +203,7 @@ def _estimate(config: RunConfig, total: Cost) -> str:
 
 def _toy_pass_seconds(config: RunConfig) -> float:
     """Seconds of a denoiser forward pass per image, in a batch as large as a rollout's."""
-    from renege_ray.models import load_model
+    from renege_ray.models.load import load_model
 
     model = load_model(config.model)
     size = 2 * max(1, config.optim.batch_size // config.optim.timestep_groups)

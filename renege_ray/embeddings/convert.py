@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 
+from renege_ray.config.run import ModelConfig
 from renege_ray.errors import UserError
 from renege_ray.method.embedding import NegativeEmbedding
+from renege_ray.models.load import identify_text_encoder
 from renege_ray.models.toy import EMBEDDED_MODELS
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
@@ -66,9 +68,6 @@ def _with_text_encoder(embedding: NegativeEmbedding, text_encoder: str) -> Negat
         if text_encoder.startswith((".", "/", "~")):
             raise UserError(f"--text-encoder: there is no folder {text_encoder}; give a model in diffusers' format")
         return replace(embedding, metadata=replace(embedding.metadata, text_encoder=text_encoder))
-    from renege_ray.config.run import ModelConfig
-    from renege_ray.models.loading.text_encoder import identify_text_encoder  # imports transformers and diffusers
-
     encoder = identify_text_encoder(ModelConfig(id=text_encoder))
     embedding.check_fits(encoder.layout.shapes, encoder.hash, encoder.name)
     metadata = replace(embedding.metadata, text_encoder=encoder.name, text_encoder_hash=encoder.hash)

@@ -66,7 +66,7 @@ class NegativeEmbedding(embedding.NegativeEmbedding):
 
     def _complete(self, pipe: Any) -> dict[str, Tensor]:
         """The tensors, and a mask of ones where the pipeline needs one that a foreign file does not hold."""
-        from renege_ray.models.loading.text_encoder import layout_of
+        from renege_ray.models.text_encoder import layout_of
 
         tensors = dict(self.tensors)
         if ATTENTION_MASK not in tensors and layout_of(pipe).masked:
@@ -75,7 +75,7 @@ class NegativeEmbedding(embedding.NegativeEmbedding):
 
     def _check_encoders(self, pipe: Any) -> None:
         """Compare hashes, those of the stored weights where the pipeline's have been rounded too far."""
-        from renege_ray.models.loading.text_encoder import identify, identify_stored
+        from renege_ray.models.text_encoder import identify, identify_stored
 
         known = self.metadata.text_encoder_hash
         identity = identify(pipe)

@@ -14,7 +14,8 @@ from renege_ray.embeddings.methods import Method
 from renege_ray.embeddings.prompt_embeddings import PromptEmbeddings
 from renege_ray.errors import UserError
 from renege_ray.models.base import TextToImage
-from renege_ray.models.loading.text_encoder import TextEncoderIdentity, identify_text_encoder
+from renege_ray.models.load import identify_text_encoder
+from renege_ray.models.text_encoder import TextEncoderIdentity
 from renege_ray.prompts.refine import REFINERS, locate_refiner
 from renege_ray.sampling.encoded_prompts import EncodedPrompts
 from renege_ray.training.inputs import check_model_and_lora, read_embedding

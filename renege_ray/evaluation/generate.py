@@ -15,8 +15,8 @@ from renege_ray.config.run import RunConfig
 from renege_ray.config.sampling_flags import add_sampling_flags, sampling_config, whole
 from renege_ray.errors import UserError
 from renege_ray.method.embedding import PICKLE_SUFFIXES, NegativeEmbedding
-from renege_ray.models import TextToImage, check_model, load_model
-from renege_ray.models.loading.text_encoder import identify_text_encoder
+from renege_ray.models.base import TextToImage
+from renege_ray.models.load import check_model, identify_text_encoder, load_model
 from renege_ray.output.folder import make_output_dir, write_summary
 from renege_ray.output.pictures import image_grid, save_png, to_pil
 from renege_ray.rewards.video.frames import frames_of, middle_frame

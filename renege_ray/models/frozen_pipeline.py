@@ -21,8 +21,8 @@ from renege_ray.errors import UserError
 from renege_ray.method.schedule import Schedule
 from renege_ray.models.base import TextToImage, clamp_straight_through
 from renege_ray.models.layout import EmbeddingLayout
-from renege_ray.models.loading.text_encoder import identify, read_layout, text_encoders
 from renege_ray.models.noise_schedule import ddim_of, schedule_of
+from renege_ray.models.text_encoder import identify, read_layout, text_encoders
 
 
 class FrozenPipeline(ABC):

@@ -75,7 +75,7 @@ def load_rewards(
         UserError: a name is not known as a reward (a judge is none: it cannot be trained against), or a file is
             missing or damaged.
     """
-    from renege_ray.models import choose_dtype
+    from renege_ray.models.load import choose_dtype
 
     names, device = tuple(names), torch.device(device)
     check_names(names, REWARD_NAMES, "reward")

@@ -12,8 +12,8 @@ from torch import Tensor
 from renege_ray.config.run import ModelConfig, RewardsConfig, RunConfig
 from renege_ray.errors import UserError
 from renege_ray.method.embedding import NegativeEmbedding
-from renege_ray.models import check_model
-from renege_ray.models.loading.text_encoder import TextEncoderIdentity, identify_text_encoder
+from renege_ray.models.load import check_model, identify_text_encoder
+from renege_ray.models.text_encoder import TextEncoderIdentity
 from renege_ray.prompts.sources import TOY, PromptSet, Split, load_splits
 from renege_ray.rewards import JUDGE_NAMES, REWARD_NAMES, check_names, full_name, locate_rewards
 from renege_ray.training.train import Prompts

@@ -9,7 +9,7 @@ from renege_ray.config.run import ModelConfig, parse_config, write_config
 from renege_ray.embeddings.command import main
 from renege_ray.errors import UserError
 from renege_ray.method.embedding import EmbeddingMetadata
-from renege_ray.models import load_model
+from renege_ray.models.load import load_model
 from renege_ray.sampling.encoded_prompts import EncodedPrompts
 from renege_ray.sampling.run_rewards import Rewards
 from renege_ray.tuning.scores import PromptScores

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from renege_ray.embeddings.command import main
 from renege_ray.errors import UserError
 from renege_ray.method.embedding import POOLED_EMBEDS, PROMPT_EMBEDS, EmbeddingMetadata, NegativeEmbedding
-from renege_ray.models.loading.text_encoder import hash_text_encoder
+from renege_ray.models.text_encoder import hash_text_encoder
 from tests.shared_data import shared_file
 
 

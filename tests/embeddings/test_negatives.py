@@ -13,7 +13,7 @@ from renege_ray.errors import UserError
 from renege_ray.evaluation.inputs import noise_seed, read_evaluation_inputs, scores_of
 from renege_ray.method.embedding import EmbeddingMetadata, NegativeEmbedding
 from renege_ray.models.layout import EmbeddingLayout
-from renege_ray.models.loading.text_encoder import hash_text_encoder
+from renege_ray.models.text_encoder import hash_text_encoder
 from renege_ray.prompts.sources import pair_seed, prompt_id, split_of
 from renege_ray.tuning.table import PromptToTune, TuningTable, make_row, table_schema
 from renege_ray.tuning.tune import TunedPrompt, tuning_seeds

@@ -20,7 +20,7 @@ from renege_ray.embeddings.command import main
 from renege_ray.embeddings.negative_embedding import NegativeEmbedding
 from renege_ray.errors import UserError
 from renege_ray.method.embedding import ATTENTION_MASK, PROMPT_EMBEDS, EmbeddingMetadata
-from renege_ray.models.loading.text_encoder import layout_of
+from renege_ray.models.text_encoder import layout_of
 from tests.tiny import build_tiny_pixart, build_tiny_sdxl
 
 METADATA = EmbeddingMetadata(

@@ -18,9 +18,10 @@ from renege_ray.config.run import ModelConfig
 from renege_ray.errors import UserError
 from renege_ray.method import Ascent, AscentSettings, EmbeddingMetadata, predict_x0, reward_of_prediction, rollout
 from renege_ray.method.embedding import ATTENTION_MASK, POOLED_EMBEDS, PROMPT_EMBEDS
-from renege_ray.models import TextToImage, load_model
+from renege_ray.models.base import TextToImage
 from renege_ray.models.frozen_pipeline import FrozenPipeline
-from renege_ray.models.loading.text_encoder import identify, identify_text_encoder
+from renege_ray.models.load import identify_text_encoder, load_model
+from renege_ray.models.text_encoder import identify
 
 PROMPTS = ("a red circle", "two", "")
 STEPS, W = 5, 3.0

@@ -9,7 +9,7 @@ import torch
 from renege_ray.config.run import ModelConfig, RunConfig, parse_config
 from renege_ray.errors import UserError
 from renege_ray.method.embedding import PROMPT_EMBEDS, EmbeddingMetadata, NegativeEmbedding
-from renege_ray.models.loading.text_encoder import identify_text_encoder
+from renege_ray.models.load import identify_text_encoder
 from renege_ray.training.inputs import INPUTS_FILE, check_inputs, read_inputs, record_inputs
 
 

@@ -16,9 +16,9 @@ from renege_ray.config.run import ModelConfig, RunConfig, parse_config
 from renege_ray.embeddings.prompt_embeddings import PromptEmbeddings
 from renege_ray.errors import UserError
 from renege_ray.method.embedding import EmbeddingMetadata
-from renege_ray.models import load_model
 from renege_ray.models.families.stable_diffusion import StableDiffusion
 from renege_ray.models.layout import EmbeddingLayout
+from renege_ray.models.load import load_model
 from renege_ray.rewards import WeightedReward
 from renege_ray.sampling.encoded_prompts import EncodedPrompts
 from renege_ray.sampling.run_rewards import Rewards

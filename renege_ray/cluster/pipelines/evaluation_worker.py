@@ -12,7 +12,7 @@ from renege_ray.embeddings.negatives import Negative
 from renege_ray.evaluation.images import ImageMaker, Loaders, Row
 from renege_ray.evaluation.inputs import scores_of
 from renege_ray.evaluation.table import EvaluationTable, ImageToMake, table_schema
-from renege_ray.models import load_model
+from renege_ray.models.load import load_model
 from renege_ray.output.image_statistics import ImageStatistics
 from renege_ray.prompts.refine import load_refiner
 from renege_ray.rewards import load_scorers

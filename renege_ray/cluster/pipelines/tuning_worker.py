@@ -12,7 +12,8 @@ from renege_ray.cluster.pipelines.chunk_worker import ChunkWorker, PipelineJob, 
 from renege_ray.config.fingerprint import fingerprint
 from renege_ray.config.run import RunConfig
 from renege_ray.method.embedding import EmbeddingMetadata
-from renege_ray.models import TextToImage, load_model
+from renege_ray.models.base import TextToImage
+from renege_ray.models.load import load_model
 from renege_ray.prompts.sources import source_label
 from renege_ray.sampling.encoded_prompts import EncodedPrompts
 from renege_ray.sampling.run_rewards import Rewards

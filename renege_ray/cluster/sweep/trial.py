@@ -20,8 +20,8 @@ from renege_ray.cluster.session.resources import TrialShape
 from renege_ray.cluster.training.checkpoints import CheckpointStore, checkpoint_name
 from renege_ray.config.run import RunConfig, parse_config, to_mapping
 from renege_ray.errors import UserError, describe
-from renege_ray.models import load_model
 from renege_ray.models.base import TextToImage
+from renege_ray.models.load import load_model
 from renege_ray.rewards import WeightedReward
 from renege_ray.sampling.run_rewards import Rewards
 from renege_ray.sampling.workers import Workers

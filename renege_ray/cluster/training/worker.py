@@ -16,8 +16,8 @@ from renege_ray.cluster.session.mailbox import Mailbox, StopWatch
 from renege_ray.cluster.training.checkpoints import CheckpointStore, checkpoint_name
 from renege_ray.cluster.training.worker_group import checkpoint_of_rank_zero, load_together, this_worker, worker_device
 from renege_ray.config.run import RunConfig
-from renege_ray.models import load_model
 from renege_ray.models.base import TextToImage
+from renege_ray.models.load import load_model
 from renege_ray.output.pictures import image_grid
 from renege_ray.output.progress import ProgressLine
 from renege_ray.sampling.run_rewards import Rewards

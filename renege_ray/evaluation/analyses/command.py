@@ -15,7 +15,7 @@ from renege_ray.config.sampling_flags import add_sampling_flags, sampling_config
 from renege_ray.errors import UserError
 from renege_ray.evaluation.analyses import distance, efficiency, pseudo_positive, sampler_error
 from renege_ray.evaluation.analyses.base import Findings, Subject
-from renege_ray.models import load_model
+from renege_ray.models.load import load_model
 from renege_ray.output.folder import make_output_dir, write_summary, write_text
 from renege_ray.output.pictures import save_png, text_table
 from renege_ray.prompts.sources import load_prompts

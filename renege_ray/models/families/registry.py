@@ -3,10 +3,8 @@
 Everything is judged by a folder's small configuration files, before weights are downloaded or read.
 """
 
-import json
 import re
 from pathlib import Path
-from typing import Any
 
 from renege_ray.errors import UserError
 from renege_ray.models.families.pixart_alpha import PixArtAlpha
@@ -14,9 +12,9 @@ from renege_ray.models.families.stable_diffusion import StableDiffusion
 from renege_ray.models.families.stable_diffusion_controlnet import StableDiffusionControlNet
 from renege_ray.models.families.stable_diffusion_xl import StableDiffusionXL
 from renege_ray.models.families.text_to_video import TextToVideo
+from renege_ray.models.folder import INDEX, read_json
 from renege_ray.models.frozen_pipeline import FrozenPipeline
 
-INDEX = "model_index.json"
 FAMILIES: dict[str, type[FrozenPipeline]] = {
     family.PIPELINE: family
     for family in (StableDiffusion, StableDiffusionXL, PixArtAlpha, StableDiffusionControlNet, TextToVideo)
@@ -70,23 +68,6 @@ def distilled_name(model: str) -> str:
     name = path.resolve().name if path.exists() else model
     found = _DISTILLED_NAME.search(name)
     return f"{found[1]!r} in its name" if found else ""
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A configuration file of a model.
-
-    Raises:
-        UserError: it is missing or damaged.
-    """
-    if not file.is_file():
-        raise UserError(f"model folder {file.parent} has no file {file.name}: give a folder in diffusers' format")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError("not a map")
-    except ValueError as error:
-        raise UserError(f"model file {file} is damaged ({error}): export or download the model again") from error
-    return content
 
 
 def _sign_of_distillation(folder: Path, kind: str) -> str:

@@ -8,11 +8,12 @@ from safetensors import SafetensorError, safe_open
 
 from renege_ray.config.run import ModelConfig
 from renege_ray.errors import UserError, first_line
-from renege_ray.models.families.registry import INDEX, check_family, read_json
+from renege_ray.models.families.registry import check_family
+from renege_ray.models.folder import INDEX, read_json
 from renege_ray.models.loading.controlnet import check_control
 from renege_ray.models.loading.hub import find_folder
-from renege_ray.models.loading.text_encoder import ENCODERS
 from renege_ray.models.noise_schedule import ddim_of, schedule_of
+from renege_ray.models.text_encoder import ENCODERS
 
 # diffusion_pytorch_model.fp16.safetensors, model.fp16-00001-of-00002.safetensors, model-00001-of-00002.fp16.safetensors
 _WEIGHTS = re.compile(r"[a-z_]+(?:\.(\w+))?(?:-\d+-of-\d+)?(?:\.(\w+))?\.safetensors")

@@ -1,13 +1,14 @@
 """Finding a diffusers model in a folder or on the Hugging Face Hub, and saying plainly why there is none."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import AutoModel, DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
@@ -16,7 +17,8 @@ from transformers.utils import logging as transformers_logging
 from renege_ray.config.run import ModelConfig
 from renege_ray.errors import UserError, first_line
 from renege_ray.models import toy
-from renege_ray.models.families.registry import INDEX, check_family
+from renege_ray.models.families.registry import check_family
+from renege_ray.models.folder import INDEX
 from renege_ray.models.loading.controlnet import add_controlnet, check_control
 from renege_ray.models.loading.hub_errors import why_not
 from renege_ray.models.loading.lora import fuse_lora
@@ -39,15 +41,13 @@ def load_pipeline(config: ModelConfig, *, text_only: bool = False) -> tuple[Any,
     Raises:
         UserError: no such folder or model, a file is missing or damaged, or the Hub cannot be reached.
     """
-    if config.id in toy.EMBEDDED_MODELS:
-        pipeline, name = toy.pipeline(config.id, text_only=text_only), config.id
-    else:
-        folder = find_folder(config)
-        if not text_only:
-            check_control(config, folder)
-        pipeline = read_pipeline(folder, config.id, variant=config.variant, text_only=text_only)
-        # The name goes into stored metadata, where the path of one machine would mean nothing.
-        name = folder.resolve().name if is_local(config.id) else config.id
+    folder = find_folder(config)
+    if not text_only:
+        check_control(config, folder)
+    parts = toy.OWN_PARTS.get(config.id, {})
+    pipeline = read_pipeline(folder, config.id, variant=config.variant, text_only=text_only, parts=parts)
+    # The name goes into stored metadata, where the path of one machine would mean nothing.
+    name = folder.resolve().name if folder == Path(config.id).expanduser() else config.id
     if config.controlnet is not None and not text_only:
         pipeline = add_controlnet(pipeline, config.controlnet)
         name += f" + {short_name(config.controlnet)}"
@@ -65,6 +65,8 @@ def find_folder(config: ModelConfig) -> Path:
             what to do.
     """
     model, revision = config.id, config.revision
+    if model in toy.EMBEDDED_MODELS:
+        return toy.PIPELINE_FOLDER
     path = Path(model).expanduser()
     if path.is_dir():
         check_family(path, model)
@@ -86,30 +88,35 @@ def find_folder(config: ModelConfig) -> Path:
         raise UserError(f"model {model!r} {why_not(error, revision)}, {LOCAL_HINT}") from error
 
 
-def read_pipeline(folder: Path, model: str, *, variant: str | None, text_only: bool = False) -> Any:
+def read_pipeline(
+    folder: Path,
+    model: str,
+    *,
+    variant: str | None = None,
+    text_only: bool = False,
+    parts: Mapping[str, Path] = MappingProxyType({}),
+) -> Any:
     """The pipeline of a folder, in float32, from safetensors files only.
+
+    Args:
+        folder: in diffusers' format.
+        model: what the user called it.
+        variant: of the weights' files.
+        text_only: leave out the denoiser and the VAE.
+        parts: networks, beside the text encoders, that lie elsewhere, {name: folder}.
 
     Raises:
         UserError: a file is missing or damaged.
     """
     family = check_family(folder, model)
     options = dict(WITHOUT_CHECKER) if family.SAFETY_CHECKER else {}
-    if text_only:
-        options |= {family.DENOISER: None, "vae": None}
+    strictly = {"use_safetensors": True, "local_files_only": True, "torch_dtype": torch.float32}
     with _reading(folder, model):
-        return DiffusionPipeline.from_pretrained(
-            folder, variant=variant, use_safetensors=True, local_files_only=True, dtype=torch.float32, **options
-        )
-
-
-def read_component(kind: Any, folder: Path, model: str) -> Any:
-    """One network of a model, of a class of diffusers, in float32, from safetensors files only.
-
-    Raises:
-        UserError: a file is missing or damaged.
-    """
-    with _reading(folder, model):
-        return kind.from_pretrained(folder, use_safetensors=True, local_files_only=True, torch_dtype=torch.float32)
+        if text_only:
+            options |= {family.DENOISER: None, "vae": None}
+        else:
+            options |= {name: AutoModel.from_pretrained(part, **strictly) for name, part in parts.items()}
+        return DiffusionPipeline.from_pretrained(folder, variant=variant, **strictly, **options)
 
 
 @contextmanager
@@ -140,8 +147,3 @@ def short_name(addition: str) -> str:
     """What a model's name says of a LoRA or a ControlNet: the name of its file or folder, or its Hub id."""
     path = Path(addition).expanduser()
     return path.stem if path.exists() else addition
-
-
-def is_local(model: str) -> bool:
-    """Whether a model is named by its folder."""
-    return Path(model).expanduser().is_dir()

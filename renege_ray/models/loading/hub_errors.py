@@ -15,7 +15,7 @@ from huggingface_hub.errors import (
 )
 
 from renege_ray.errors import first_line
-from renege_ray.models.families.registry import INDEX
+from renege_ray.models.folder import INDEX
 
 # The base of all errors of the HTTP client, whichever one the Hub's library uses: it has changed before.
 HTTPError: type[BaseException] = HfHubHTTPError.__bases__[0]

@@ -25,7 +25,7 @@ from renege_ray.config.cli import from_args
 from renege_ray.config.run import load_preset, read_config
 from renege_ray.errors import UserError
 from renege_ray.method.embedding import NegativeEmbedding
-from renege_ray.models import load_model
+from renege_ray.models.load import load_model
 from renege_ray.sampling.run_rewards import Rewards
 from renege_ray.sweeps.trial import TrialError, TrialReport
 from renege_ray.training.inputs import read_inputs

@@ -18,7 +18,7 @@ from renege_ray.method import EmbeddingMetadata
 from renege_ray.models.base import clamp_straight_through
 from renege_ray.models.families.stable_diffusion import StableDiffusion
 from renege_ray.models.frozen_pipeline import FrozenPipeline
-from renege_ray.models.loading.text_encoder import hash_text_encoder, identify
+from renege_ray.models.text_encoder import hash_text_encoder, identify
 from tests.models.conformance import PROMPTS, Conformance, images_of, noise
 from tests.tiny import build_tiny_pipeline, build_tiny_sd2
 

@@ -12,8 +12,7 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscr
 
 from renege_ray.config.run import ModelConfig
 from renege_ray.errors import UserError
-from renege_ray.models import check_model
-from renege_ray.models.loading.text_encoder import identify_text_encoder
+from renege_ray.models.load import check_model, identify_text_encoder
 from tests.tiny import build_tiny_pipeline, build_tiny_pixart, build_tiny_sdxl
 
 

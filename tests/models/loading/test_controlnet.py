@@ -12,9 +12,10 @@ from torch import Tensor
 
 from renege_ray.config.run import ModelConfig
 from renege_ray.errors import UserError
-from renege_ray.models import TextToImage, load_model
+from renege_ray.models.base import TextToImage
 from renege_ray.models.families.control_images import ControlImages
 from renege_ray.models.frozen_pipeline import FrozenPipeline
+from renege_ray.models.load import load_model
 from renege_ray.models.loading.controlnet import check_control
 from tests.models.conformance import PROMPTS, Conformance, images_of
 from tests.tiny import build_tiny_controlnet, build_tiny_pipeline, build_tiny_sd2, build_tiny_sdxl

@@ -16,7 +16,7 @@ from huggingface_hub import constants
 
 from renege_ray.config.run import ModelConfig
 from renege_ray.errors import UserError
-from renege_ray.models import load_model
+from renege_ray.models.load import load_model
 
 
 @pytest.fixture

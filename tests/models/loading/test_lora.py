@@ -12,9 +12,8 @@ from safetensors.torch import save_file
 
 from renege_ray.config.run import ModelConfig
 from renege_ray.errors import UserError
-from renege_ray.models import load_model
+from renege_ray.models.load import identify_text_encoder, load_model
 from renege_ray.models.loading.lora import check_lora
-from renege_ray.models.loading.text_encoder import identify_text_encoder
 from tests.models.conformance import PROMPTS, Conformance, images_of
 from tests.models.families.test_stable_diffusion import TestStableDiffusion1 as StableDiffusion1
 from tests.models.families.test_stable_diffusion_xl import TestStableDiffusionXL as StableDiffusionXL

@@ -9,18 +9,19 @@ from diffusers import StableDiffusionPipeline
 from transformers import CLIPTokenizer
 
 from renege_ray import NegativeEmbedding
-from renege_ray.config.run import parse_config
+from renege_ray.config.run import ModelConfig, parse_config
 from renege_ray.errors import UserError
 from renege_ray.method import EmbeddingMetadata
-from renege_ray.models import load_model
+from renege_ray.models.load import load_model
+from renege_ray.models.loading.hub import load_pipeline
 from renege_ray.models.toy import (
     EMBEDDED_MODELS,
+    FIRST_MODEL,
     GUIDANCE_SCALE,
     NUM_INFERENCE_STEPS,
     PIPELINE_FOLDER,
     SECOND_MODEL,
     WEIGHTS_FOLDER,
-    pipeline,
 )
 from renege_ray.models.toy.captions import prompts, vocabulary
 from renege_ray.models.toy.command import main as toy_main
@@ -31,9 +32,13 @@ from renege_ray.rewards import load_rewards, load_scorers
 from renege_ray.training.inputs import read_initial
 
 
+def embedded(name: str):
+    return load_pipeline(ModelConfig(id=name))[0]
+
+
 @pytest.fixture(scope="module")
 def pipe():
-    return pipeline()
+    return embedded(FIRST_MODEL)
 
 
 @pytest.fixture
@@ -69,7 +74,7 @@ def test_images_of_prompts_never_seen_are_right_and_often_spoiled(pipe, all_thre
 @pytest.mark.model
 def test_the_second_model_draws_what_it_is_asked_for_and_spoils_it_too(all_threads):
     texts = prompts("held_out")[:250]
-    shares = summarise(Judge().judge(generate(pipeline(SECOND_MODEL), texts, seed=11)), texts)
+    shares = summarise(Judge().judge(generate(embedded(SECOND_MODEL), texts, seed=11)), texts)
     assert shares["shape"] >= 0.90
     assert shares["colour"] >= 0.93
     assert shares["background"] >= 0.95

@@ -18,8 +18,8 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import save_file
 from torch import nn
 
-from renege_ray.models.loading.hub import read_component
-from renege_ray.models.toy import SECOND_MODEL, SECOND_UNET_FOLDER, WEIGHTS_FOLDER, pipeline
+from renege_ray.models.loading.hub import read_pipeline
+from renege_ray.models.toy import FIRST_MODEL, PIPELINE_FOLDER, SECOND_MODEL, SECOND_UNET_FOLDER, WEIGHTS_FOLDER
 from renege_ray.models.toy.architecture import build_scheduler, build_text_encoder, build_tokenizer, build_unet
 from renege_ray.models.toy.preferences import REWARD_NETWORKS, tokenize
 from renege_ray.models.toy.train import diffusion, rewards, vae
@@ -100,7 +100,7 @@ def train_first_model(args: argparse.Namespace) -> None:
         requires_safety_checker=False,
     )
     store(pipe, networks, weights)
-    pipe = pipeline(weights=weights)  # measured is what was stored, rounded to float16
+    pipe = read_pipeline(weights / PIPELINE_FOLDER.name, FIRST_MODEL)  # measured is what was stored, rounded to float16
     figures = measure(pipe, pipe.vae, tokenizer, {name: rounded(net) for name, net in networks.items()})
     (folder / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     card = write_card(figures, f"{COMMAND} --seed {args.seed}")
@@ -121,9 +121,7 @@ def train_second_model(args: argparse.Namespace) -> None:
     print("2/2 measuring", flush=True)
     weights = folder / SECOND_UNET_FOLDER.name
     unet.half().save_pretrained(weights, safe_serialization=True)
-    pipe = pipeline()
-    pipe.unet = read_component(type(unet), weights, SECOND_MODEL)
-    rows = measure_generation(pipe)
+    rows = measure_generation(read_pipeline(PIPELINE_FOLDER, SECOND_MODEL, parts={"unet": weights}))
     (folder / "second_figures.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     section = write_second_section(rows, f"{COMMAND} --second --seed {args.seed}")
     print(section)
@@ -135,7 +133,7 @@ def train_second_model(args: argparse.Namespace) -> None:
 
 def store(pipe: StableDiffusionPipeline, networks: dict[str, nn.Module], folder: Path) -> None:
     """Writes pipeline and rewards as float16 safetensors."""
-    pipe.to(torch.float16).save_pretrained(folder / "pipeline", safe_serialization=True)
+    pipe.to(torch.float16).save_pretrained(folder / PIPELINE_FOLDER.name, safe_serialization=True)
     for name, network in networks.items():
         halves = {key: value.half().contiguous() for key, value in network.state_dict().items()}
         save_file(halves, folder / f"reward_{name}.safetensors")

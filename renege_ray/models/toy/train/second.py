@@ -13,7 +13,8 @@ from pathlib import Path
 
 from diffusers import UNet2DConditionModel
 
-from renege_ray.models.toy import pipeline
+from renege_ray.models.loading.hub import read_pipeline
+from renege_ray.models.toy import FIRST_MODEL, PIPELINE_FOLDER
 from renege_ray.models.toy.train import diffusion
 
 # As hot as the first model's training, so that the weights move far, but shorter.
@@ -27,7 +28,7 @@ def train_second(seed: int, folder: Path, scale: float = 1.0) -> UNet2DCondition
 
     `folder` is for checkpoints; `scale` is the part of the steps and pictures that is trained with.
     """
-    shared = pipeline()
+    shared = read_pipeline(PIPELINE_FOLDER, FIRST_MODEL)
     shared.text_encoder.requires_grad_(False)
     shared.vae.requires_grad_(False)
     unet: UNet2DConditionModel = shared.unet.train()

@@ -10,7 +10,6 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from renege_ray.config.run import ModelConfig
 from renege_ray.errors import UserError
 from renege_ray.models.layout import EmbeddingLayout
 
@@ -73,17 +72,6 @@ def identify(pipeline: Any) -> TextEncoderIdentity:
         hash=hash_text_encoders(encoders),
         layout=layout_of(pipeline),
     )
-
-
-def identify_text_encoder(config: ModelConfig) -> TextEncoderIdentity:
-    """Read the tokenizers' and the text encoders' files of a model, and no others unless a LoRA is to be added.
-
-    Raises:
-        UserError: the model cannot be found, or its text encoders cannot be read.
-    """
-    from renege_ray.models.loading.hub import load_pipeline  # imports diffusers
-
-    return identify(load_pipeline(config, text_only=config.lora is None)[0])
 
 
 def layout_of(pipeline: Any) -> EmbeddingLayout:

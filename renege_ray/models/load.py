@@ -1,0 +1,76 @@
+"""A model by its configuration: checked, identified by its text encoder, loaded.
+
+diffusers takes seconds to import, so it is imported only where a model's own files are read.
+"""
+
+import torch
+
+from renege_ray.config.run import ModelConfig
+from renege_ray.errors import UserError
+from renege_ray.models.base import TextToImage
+from renege_ray.models.text_encoder import TextEncoderIdentity, identify
+from renege_ray.models.toy import EMBEDDED_MODELS, TRAINING_STEPS
+
+
+def check_model(config: ModelConfig, num_inference_steps: int) -> None:
+    """Check that a model is there and can be sampled in so many steps, without loading it.
+
+    The Hub's files are downloaded here. An embedded model is the package's own: only what is added to it is looked at.
+
+    Raises:
+        UserError: it cannot be found, makes no use of a negative, has a file that is missing or damaged, or a noise
+            schedule that has no such steps; or its ControlNet has no images to look at.
+    """
+    if config.id not in EMBEDDED_MODELS or config.variant or config.control:
+        from renege_ray.models.loading.checks import check_files
+
+        check_files(config, num_inference_steps)
+    elif num_inference_steps > TRAINING_STEPS:
+        raise UserError(
+            f"sampling.num_inference_steps: {num_inference_steps} is more than the {TRAINING_STEPS} steps of the "
+            "model's noise schedule; 20 are enough"
+        )
+
+
+def identify_text_encoder(config: ModelConfig) -> TextEncoderIdentity:
+    """Read the tokenizers' and the text encoders' files of a model, and no others unless a LoRA is to be added.
+
+    Raises:
+        UserError: the model cannot be found, or its text encoders cannot be read.
+    """
+    from renege_ray.models.loading.hub import load_pipeline
+
+    return identify(load_pipeline(config, text_only=config.lora is None)[0])
+
+
+def load_model(config: ModelConfig, device: torch.device | str | None = None) -> TextToImage:
+    """Load the model that a configuration names.
+
+    Args:
+        config: its `model` section. dtype "auto" is bfloat16 where the hardware computes in it, else float32.
+        device: where to; the first CUDA device if there is one and none is given, else the CPU.
+
+    Raises:
+        UserError: the model cannot be found or loaded, is of no supported family, or makes no use of a negative.
+    """
+    from renege_ray.models.families.registry import FAMILIES
+    from renege_ray.models.loading.hub import load_pipeline
+
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    pipeline, name = load_pipeline(config)
+    family = FAMILIES[type(pipeline).__name__]
+    return family(
+        pipeline,
+        name,
+        dtype=choose_dtype(config.dtype, device),
+        device=device,
+        compile=config.compile,
+        **family.options(config),
+    )
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The floating type that a name stands for; "auto" is float32 on a CPU, where bfloat16 is slower."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
