@@ -30,7 +30,7 @@ from renege_ray.models.toy.captions import prompts as toy_prompts
 from renege_ray.output.image_statistics import ImageStatistics
 from renege_ray.prompts.refine import load_refiner
 from renege_ray.prompts.sources import prompt_id
-from renege_ray.rewards import load_scorers
+from renege_ray.rewards.load import load_scorers
 from renege_ray.sampling.images import initial_noise
 
 AIM = 0.9

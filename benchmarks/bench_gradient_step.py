@@ -20,7 +20,7 @@ from renege_ray.method.objective import reward_of_prediction
 from renege_ray.models.families.stable_diffusion import StableDiffusion
 from renege_ray.models.loading.hub import read_pipeline
 from renege_ray.models.toy import FIRST_MODEL, GUIDANCE_SCALE, NUM_INFERENCE_STEPS, PIPELINE_FOLDER
-from renege_ray.rewards import load_rewards
+from renege_ray.rewards.load import load_rewards
 from renege_ray.sampling.draws import noise
 
 AIM = 2.0

@@ -18,7 +18,8 @@ import torch
 from renege_ray.config.cli import from_args
 from renege_ray.config.run import RunConfig
 from renege_ray.models.load import load_model
-from renege_ray.rewards import WeightedReward, load_rewards
+from renege_ray.rewards.load import load_rewards
+from renege_ray.rewards.weighted import WeightedReward
 from renege_ray.sampling.run_rewards import Rewards
 from renege_ray.training.inputs import read_inputs
 from renege_ray.training.train import Progress, train_global

@@ -15,7 +15,7 @@ import torch
 from renege_ray.config.run import ModelConfig, load_preset
 from renege_ray.models.load import load_model
 from renege_ray.prompts.sources import load_splits
-from renege_ray.rewards import load_scorers
+from renege_ray.rewards.load import load_scorers
 from renege_ray.sampling.encoded_prompts import EncodedPrompts
 from renege_ray.sampling.images import evaluate, make_pairs
 from renege_ray.training.inputs import read_initial

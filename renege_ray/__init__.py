@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from renege_ray.method.rollout import rollout
     from renege_ray.method.schedule import Schedule, make_schedule
     from renege_ray.models.load import load_model
-    from renege_ray.rewards import load_rewards
+    from renege_ray.rewards.load import load_rewards
 
 __all__ = [
     "NegativeEmbedding",
@@ -44,7 +44,7 @@ _HOME = {
     "guide": "renege_ray.method.guidance",
     "load_model": "renege_ray.models.load",
     "load_preset": "renege_ray.config.run",
-    "load_rewards": "renege_ray.rewards",
+    "load_rewards": "renege_ray.rewards.load",
     "make_schedule": "renege_ray.method.schedule",
     "rollout": "renege_ray.method.rollout",
 }

@@ -18,7 +18,7 @@ from renege_ray.embeddings.prompt_embeddings import PromptEmbeddings
 from renege_ray.errors import UserError
 from renege_ray.models.frozen_pipeline import FrozenPipeline
 from renege_ray.models.load import load_model
-from renege_ray.rewards import WeightedReward
+from renege_ray.rewards.weighted import WeightedReward
 from renege_ray.sampling.run_rewards import REWARD, Rewards
 from renege_ray.tuning.scores import EVAL, TUNE, column
 

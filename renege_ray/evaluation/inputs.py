@@ -11,7 +11,8 @@ from renege_ray.embeddings.negatives import Negative, resolve
 from renege_ray.errors import UserError
 from renege_ray.evaluation.table import ImageToMake
 from renege_ray.prompts.sources import TOY, PromptSet, Split, load_prompts, load_splits, prompt_id
-from renege_ray.rewards import JUDGE_NAMES, REWARD_NAMES, check_names, full_name, locate_rewards
+from renege_ray.rewards.catalogue import JUDGE_NAMES, REWARD_NAMES, check_names, full_name
+from renege_ray.rewards.load import locate_rewards
 from renege_ray.sampling.images import make_pairs
 from renege_ray.training.inputs import check_control_images, check_model_and_lora, check_models
 

@@ -70,7 +70,7 @@ def _score(arguments: argparse.Namespace) -> str:
     checkpoints = _checkpoints(arguments.checkpoint, facts.name)
     images = [_read(path) for path in arguments.images]
 
-    from renege_ray.rewards import load_rewards
+    from renege_ray.rewards.load import load_rewards
 
     reward = load_rewards([facts.name], _device(arguments.device), checkpoints=checkpoints)[facts.name]
     device = next(reward.parameters()).device

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from renege_ray.config.run import RewardsConfig
-from renege_ray.rewards import load_rewards, load_scorers
 from renege_ray.rewards.base import Reward, Scorer, as_scorer
+from renege_ray.rewards.load import load_rewards, load_scorers
 from renege_ray.rewards.weighted import WeightedReward
 
 REWARD = "reward"  # the name of the weighted sum of the training rewards among the scores

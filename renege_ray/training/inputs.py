@@ -15,7 +15,8 @@ from renege_ray.method.embedding import NegativeEmbedding
 from renege_ray.models.load import check_model, identify_text_encoder
 from renege_ray.models.text_encoder import TextEncoderIdentity
 from renege_ray.prompts.sources import TOY, PromptSet, Split, load_splits
-from renege_ray.rewards import JUDGE_NAMES, REWARD_NAMES, check_names, full_name, locate_rewards
+from renege_ray.rewards.catalogue import JUDGE_NAMES, REWARD_NAMES, check_names, full_name
+from renege_ray.rewards.load import locate_rewards
 from renege_ray.training.train import Prompts
 
 INPUTS_FILE = "inputs.json"

@@ -20,7 +20,7 @@ from renege_ray.output.folder import EMBEDDING_FILE
 from renege_ray.output.image_statistics import ImageStatistics
 from renege_ray.output.pictures import image_grid, save_png, text_table
 from renege_ray.prompts.sources import source_label
-from renege_ray.rewards import RewardModel, RewardScorer
+from renege_ray.rewards.base import RewardModel, RewardScorer
 from renege_ray.sampling.images import Evaluation
 from renege_ray.sampling.run_rewards import REWARD, Rewards
 from renege_ray.training.state import TrainingState

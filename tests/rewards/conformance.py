@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from renege_ray.rewards import RewardModel
+from renege_ray.rewards.base import RewardModel
 from tests.rewards.photographs import photographs
 
 Load = Callable[[str], RewardModel]

@@ -10,7 +10,8 @@ from open_clip.model import CLIP
 from torch import nn
 
 from renege_ray.errors import UserError
-from renege_ray.rewards import RewardModel, load_rewards
+from renege_ray.rewards.base import RewardModel
+from renege_ray.rewards.load import load_rewards
 from renege_ray.rewards.preprocessing import centre_crop, normalise
 from tests.rewards.clip_folders import clip_folder
 from tests.rewards.conformance import Load, RewardConformance

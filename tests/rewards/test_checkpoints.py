@@ -12,9 +12,10 @@ from huggingface_hub import constants
 from torch import nn
 
 from renege_ray.errors import UserError
-from renege_ray.rewards import checkpoints, load_rewards, load_scorers, locate_rewards
+from renege_ray.rewards import checkpoints
 from renege_ray.rewards.catalogue import CLIP_VOCABULARY, REWARDS, SOURCES
 from renege_ray.rewards.checkpoints import assemble, locate, read_weights, sha256
+from renege_ray.rewards.load import load_rewards, load_scorers, locate_rewards
 from tests.rewards.open_clip_models import VOCABULARY
 
 

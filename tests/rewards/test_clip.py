@@ -9,7 +9,7 @@ import torch
 from open_clip.model import CLIP
 
 from renege_ray.errors import UserError
-from renege_ray.rewards import load_rewards
+from renege_ray.rewards.load import load_rewards
 from renege_ray.rewards.preprocessing import centre_crop, normalise
 from tests.rewards.clip_folders import clip_folder
 from tests.rewards.conformance import PROMPTS, Load, RewardConformance

@@ -11,8 +11,9 @@ from PIL import Image
 
 from renege_ray.errors import UserError
 from renege_ray.output.pictures import save_png, to_pil
-from renege_ray.rewards import REWARD_NAMES, load_rewards
+from renege_ray.rewards.catalogue import REWARD_NAMES
 from renege_ray.rewards.command import main
+from renege_ray.rewards.load import load_rewards
 from tests.rewards.open_clip_models import open_clip_model, save_checkpoint
 
 Capture = pytest.CaptureFixture[str]

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from renege_ray.errors import UserError
-from renege_ray.rewards import load_rewards
 from renege_ray.rewards.imagereward import ImageReward
+from renege_ray.rewards.load import load_rewards
 from renege_ray.rewards.preprocessing import centre_crop, normalise
 from tests.rewards.conformance import PROMPTS, Load, RewardConformance
 from tests.rewards.photographs import photographs

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from renege_ray.models.toy import PIPELINE_FOLDER, WEIGHTS_FOLDER
 from renege_ray.models.toy.preferences import REWARD_NETWORKS, tokenize
-from renege_ray.rewards import load_rewards
+from renege_ray.rewards.load import load_rewards
 from tests.rewards.conformance import Load, RewardConformance
 
 

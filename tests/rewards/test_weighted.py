@@ -6,7 +6,10 @@ import torch
 from torch import Tensor
 
 from renege_ray.errors import UserError
-from renege_ray.rewards import WeightedReward, as_scorer, check_names, load_rewards, load_scorers
+from renege_ray.rewards.base import as_scorer
+from renege_ray.rewards.catalogue import check_names
+from renege_ray.rewards.load import load_rewards, load_scorers
+from renege_ray.rewards.weighted import WeightedReward
 
 
 @dataclass(frozen=True)

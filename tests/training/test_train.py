@@ -17,7 +17,7 @@ from renege_ray.method.objective import reward_of_prediction
 from renege_ray.method.rollout import rollout
 from renege_ray.models.families.registry import FAMILIES
 from renege_ray.models.families.stable_diffusion import StableDiffusion
-from renege_ray.rewards import WeightedReward
+from renege_ray.rewards.weighted import WeightedReward
 from renege_ray.sampling.draws import noise
 from renege_ray.sampling.encoded_prompts import EncodedPrompts
 from renege_ray.sampling.run_rewards import Rewards

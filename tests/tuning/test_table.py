@@ -19,7 +19,7 @@ from renege_ray.method.embedding import EmbeddingMetadata
 from renege_ray.models.families.stable_diffusion import StableDiffusion
 from renege_ray.models.layout import EmbeddingLayout
 from renege_ray.models.load import load_model
-from renege_ray.rewards import WeightedReward
+from renege_ray.rewards.weighted import WeightedReward
 from renege_ray.sampling.encoded_prompts import EncodedPrompts
 from renege_ray.sampling.run_rewards import Rewards
 from renege_ray.tuning.report import Gain, TuningReport, draw_distributions, write_listed

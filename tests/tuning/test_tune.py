@@ -12,7 +12,7 @@ from renege_ray.config.run import RunConfig, parse_config
 from renege_ray.errors import UserError
 from renege_ray.models.families.stable_diffusion import StableDiffusion
 from renege_ray.prompts.sources import pair_seed, prompt_id
-from renege_ray.rewards import WeightedReward
+from renege_ray.rewards.weighted import WeightedReward
 from renege_ray.sampling.draws import stratified_step
 from renege_ray.sampling.encoded_prompts import EncodedPrompts
 from renege_ray.sampling.run_rewards import Rewards

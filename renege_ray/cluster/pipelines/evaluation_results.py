@@ -20,7 +20,7 @@ from renege_ray.output.numbers import number
 from renege_ray.output.pictures import text_table
 from renege_ray.output.whole_files import whole_file
 from renege_ray.prompts.sources import source_label
-from renege_ray.rewards import full_name
+from renege_ray.rewards.catalogue import full_name
 
 LEFT_OUT = (BLACK, NAN, FAILED, "marked")
 

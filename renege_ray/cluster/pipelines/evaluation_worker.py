@@ -15,7 +15,7 @@ from renege_ray.evaluation.table import EvaluationTable, ImageToMake, table_sche
 from renege_ray.models.load import load_model
 from renege_ray.output.image_statistics import ImageStatistics
 from renege_ray.prompts.refine import load_refiner
-from renege_ray.rewards import load_scorers
+from renege_ray.rewards.load import load_scorers
 
 _SECONDS_BETWEEN_FILES = 3.0
 _LARGEST_FILE = 512  # rows

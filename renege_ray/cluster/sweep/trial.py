@@ -22,7 +22,7 @@ from renege_ray.config.run import RunConfig, parse_config, to_mapping
 from renege_ray.errors import UserError, describe
 from renege_ray.models.base import TextToImage
 from renege_ray.models.load import load_model
-from renege_ray.rewards import WeightedReward
+from renege_ray.rewards.weighted import WeightedReward
 from renege_ray.sampling.run_rewards import Rewards
 from renege_ray.sampling.workers import Workers
 from renege_ray.sweeps.trial import (

@@ -19,7 +19,7 @@ from renege_ray.config.run import RunConfig
 from renege_ray.evaluation.images import Row
 from renege_ray.evaluation.table import ImageToMake
 from renege_ray.models.load import load_model
-from renege_ray.rewards import load_rewards
+from renege_ray.rewards.load import load_rewards
 from tests.cluster.killing import below, job, wait_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]

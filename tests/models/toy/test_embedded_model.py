@@ -28,7 +28,7 @@ from renege_ray.models.toy.command import main as toy_main
 from renege_ray.models.toy.judge import Judge
 from renege_ray.models.toy.train.card import generate, summarise
 from renege_ray.models.toy.train.rewards import ranking_accuracy
-from renege_ray.rewards import load_rewards, load_scorers
+from renege_ray.rewards.load import load_rewards, load_scorers
 from renege_ray.training.inputs import read_initial
 
 

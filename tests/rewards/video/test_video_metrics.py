@@ -11,7 +11,7 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Norma
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, ViTConfig, ViTModel
 
 from renege_ray.errors import UserError
-from renege_ray.rewards import load_scorers
+from renege_ray.rewards.load import load_scorers
 from renege_ray.rewards.video.video_metrics import frame_consistency, temporal_flickering
 from renege_ray.sampling.images import score
 
