@@ -11,8 +11,8 @@ from renege_ray.cluster.tracking.run_log import RunLog
 from renege_ray.config.run import CONFIG_FILE, RunConfig
 from renege_ray.evaluation.comparison import BLACK, FAILED, NAN, Comparison
 from renege_ray.evaluation.inputs import EvaluationInputs, scores_of
-from renege_ray.evaluation.report import write_report
 from renege_ray.evaluation.report.tables import digits_of
+from renege_ray.evaluation.report.write import write_report
 from renege_ray.evaluation.table import REWARD, score_names, with_weighted_reward
 from renege_ray.output.folder import shown_path, write_text
 from renege_ray.output.image_statistics import ImageStatistics

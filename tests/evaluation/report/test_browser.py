@@ -10,7 +10,7 @@ from selenium.webdriver import ActionChains, Chrome, Keys
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
-from renege_ray.evaluation.report import write_report
+from renege_ray.evaluation.report.write import write_report
 from renege_ray.output.numbers import number
 from tests.evaluation.report.browser import console, open_browser
 from tests.evaluation_tables import STRANGE, evaluation_table, made_up_scores

@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from renege_ray.evaluation.comparison import Comparison
-from renege_ray.evaluation.report import gallery, write_report
+from renege_ray.evaluation.report import gallery
 from renege_ray.evaluation.report.tables import Table, latex, markdown
 from renege_ray.evaluation.report.thumbnails import SIZES, thumbnails
+from renege_ray.evaluation.report.write import write_report
 from tests.evaluation_tables import STRANGE, evaluation_table, made_up_scores
 
 METHODS = ["null", "handwritten", "global", "prompt"]
