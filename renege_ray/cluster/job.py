@@ -10,8 +10,8 @@ from renege_ray.cluster.session import ray_session as session  # first: it sets 
 from renege_ray.cluster.session.resources import Node, WorkerShape, worker_shape
 from renege_ray.cluster.tracking import journal
 from renege_ray.cluster.tracking.runs import RunLog, open_run, resolve_uri
-from renege_ray.config.run import CONFIG_FILE, RunConfig, to_mapping, write_config
-from renege_ray.output.folder import check_output_dir, make_output_dir
+from renege_ray.config.run import RunConfig, to_mapping, write_config
+from renege_ray.output.folder import CONFIG_FILE, check_output_dir, make_output_dir
 from renege_ray.training.inputs import find_model_problems, first_problem
 
 

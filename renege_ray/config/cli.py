@@ -18,7 +18,6 @@ from renege_ray.config.faults import expected, fields, shown_value, unknown_fiel
 from renege_ray.config.fingerprint import fingerprint, has_effect, is_foreign
 from renege_ray.config.jobs import EvaluationConfig, SweepConfig
 from renege_ray.config.run import (
-    CONFIG_FILE,
     RunConfig,
     check_work_for_everybody,
     load_preset,
@@ -29,7 +28,7 @@ from renege_ray.config.run import (
 )
 from renege_ray.config.yaml_files import parse_yaml
 from renege_ray.errors import UserError
-from renege_ray.output.folder import check_output_dir
+from renege_ray.output.folder import CONFIG_FILE, check_output_dir
 
 DEFAULT_PRESET = "toy"
 

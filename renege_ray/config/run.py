@@ -24,9 +24,9 @@ from renege_ray.config.jobs import (
 )
 from renege_ray.config.yaml_files import read_yaml, write_yaml
 from renege_ray.errors import UserError
+from renege_ray.output.folder import CONFIG_FILE
 
 PRESETS = Path(__file__).parent / "presets"
-CONFIG_FILE = "config.yaml"
 
 
 class ModelConfig(Section):

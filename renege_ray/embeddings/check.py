@@ -13,11 +13,12 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from renege_ray.config.run import CONFIG_FILE, RunConfig, read_config
+from renege_ray.config.run import RunConfig, read_config
 from renege_ray.embeddings.prompt_embeddings import PromptEmbeddings
 from renege_ray.errors import UserError
 from renege_ray.models.frozen_pipeline import FrozenPipeline
 from renege_ray.models.load import load_model
+from renege_ray.output.folder import CONFIG_FILE
 from renege_ray.rewards.weighted import WeightedReward
 from renege_ray.sampling.run_rewards import REWARD, Rewards
 from renege_ray.tuning.scores import EVAL, TUNE, column

@@ -9,13 +9,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from renege_ray.config.run import CONFIG_FILE, ModelConfig, RunConfig, read_config
+from renege_ray.config.run import ModelConfig, RunConfig, read_config
 from renege_ray.embeddings.methods import Method
 from renege_ray.embeddings.prompt_embeddings import PromptEmbeddings
 from renege_ray.errors import UserError
 from renege_ray.models.base import TextToImage
 from renege_ray.models.load import identify_text_encoder
 from renege_ray.models.text_encoder import TextEncoderIdentity
+from renege_ray.output.folder import CONFIG_FILE
 from renege_ray.prompts.refine import REFINERS, locate_refiner
 from renege_ray.sampling.encoded_prompts import EncodedPrompts
 from renege_ray.training.inputs import check_model_and_lora, read_embedding

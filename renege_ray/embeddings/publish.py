@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from renege_ray.config.run import CONFIG_FILE, RunConfig, read_config
+from renege_ray.config.run import RunConfig, read_config
 from renege_ray.embeddings.model_card import CardFacts, model_card
 from renege_ray.errors import UserError, first_line
 from renege_ray.method.embedding import ATTENTION_MASK, NegativeEmbedding
-from renege_ray.output.folder import EMBEDDING_FILE, write_text
+from renege_ray.output.folder import CONFIG_FILE, EMBEDDING_FILE, write_text
 
 SUMMARY_FILE = "summary.json"
 CARD_FILE = "README.md"

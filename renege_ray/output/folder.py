@@ -7,10 +7,10 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from renege_ray.config.run import CONFIG_FILE
 from renege_ray.errors import UserError
 from renege_ray.output.whole_files import whole_file
 
+CONFIG_FILE = "config.yaml"  # what was run; a folder that has it holds a run
 EMBEDDING_FILE = "negative_embedding.safetensors"  # what a training or a sweep has learned
 
 

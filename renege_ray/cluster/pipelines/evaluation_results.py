@@ -8,13 +8,13 @@ from pathlib import Path
 import pandas as pd
 
 from renege_ray.cluster.tracking.run_log import RunLog
-from renege_ray.config.run import CONFIG_FILE, RunConfig
+from renege_ray.config.run import RunConfig
 from renege_ray.evaluation.comparison import BLACK, FAILED, NAN, Comparison
 from renege_ray.evaluation.inputs import EvaluationInputs, scores_of
 from renege_ray.evaluation.report.tables import digits_of
 from renege_ray.evaluation.report.write import write_report
 from renege_ray.evaluation.table import REWARD, score_names, with_weighted_reward
-from renege_ray.output.folder import shown_path, write_text
+from renege_ray.output.folder import CONFIG_FILE, shown_path, write_text
 from renege_ray.output.image_statistics import ImageStatistics
 from renege_ray.output.numbers import number
 from renege_ray.output.pictures import text_table

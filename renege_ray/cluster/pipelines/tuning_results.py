@@ -13,11 +13,11 @@ from renege_ray.cluster.pipelines.chunk_worker import worker_device
 from renege_ray.cluster.pipelines.tuning_worker import TuningJob, initial_embedding
 from renege_ray.cluster.session.resources import WorkerShape
 from renege_ray.cluster.tracking.run_log import RunLog
-from renege_ray.config.run import CONFIG_FILE, RunConfig
+from renege_ray.config.run import RunConfig
 from renege_ray.embeddings.prompt_embeddings import PromptEmbeddings
 from renege_ray.method.embedding import as_stored
 from renege_ray.models.load import load_model
-from renege_ray.output.folder import shown_path
+from renege_ray.output.folder import CONFIG_FILE, shown_path
 from renege_ray.output.pictures import image_grid
 from renege_ray.rewards.video.frames import middle_frame
 from renege_ray.sampling.encoded_prompts import EncodedPrompts

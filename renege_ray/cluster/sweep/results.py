@@ -15,8 +15,7 @@ from renege_ray.cluster.sweep.trial import SweepJob, TrialTask, trial_folder, tr
 from renege_ray.cluster.sweep.watch import read_result
 from renege_ray.cluster.tracking.run_log import RunLog
 from renege_ray.cluster.training.checkpoints import CheckpointStore
-from renege_ray.config.run import CONFIG_FILE
-from renege_ray.output.folder import EMBEDDING_FILE, shown_path
+from renege_ray.output.folder import CONFIG_FILE, EMBEDDING_FILE, shown_path
 from renege_ray.sweeps.confirmation import SeedComparison
 from renege_ray.sweeps.space import SearchSpace
 from renege_ray.sweeps.trial import test_name, thrifty

@@ -15,8 +15,8 @@ from renege_ray.cluster.tracking.runs import RunLog, resolve_uri
 from renege_ray.cluster.training.checkpoints import CheckpointStore, checkpoint_root
 from renege_ray.cluster.training.worker import EVALUATION_FILE, TrainJob, train_loop
 from renege_ray.cluster.training.worker_group import first_cause
-from renege_ray.config.run import CONFIG_FILE, RunConfig, write_config
-from renege_ray.output.folder import check_output_dir, make_output_dir, shown_path
+from renege_ray.config.run import RunConfig, write_config
+from renege_ray.output.folder import CONFIG_FILE, check_output_dir, make_output_dir, shown_path
 from renege_ray.sampling.images import Evaluation, make_pairs
 from renege_ray.training.inputs import Inputs, check_inputs, find_problems, first_problem, read_inputs, record_inputs
 from renege_ray.training.results import Artifacts, ModelFacts, metadata_of, write_results
