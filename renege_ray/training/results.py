@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import Tensor
 
-import renege_ray
 from renege_ray.config.fingerprint import fingerprint
 from renege_ray.config.run import RunConfig
 from renege_ray.method.ascent import Ascent
@@ -25,6 +24,7 @@ from renege_ray.sampling.images import Evaluation
 from renege_ray.sampling.run_rewards import REWARD, Rewards
 from renege_ray.training.state import TrainingState
 from renege_ray.training.train import ascent_settings
+from renege_ray.version import __version__
 
 LABELS = {"null": "null", "handwritten": "handwritten", "global": "global (learned)"}
 
@@ -95,7 +95,7 @@ def metadata_of(config: RunConfig, facts: ModelFacts, step: int) -> EmbeddingMet
         prompts=source_label(config.prompts.train),
         steps=step,
         config_fingerprint=fingerprint(config),
-        package_version=renege_ray.__version__,
+        package_version=__version__,
     )
 
 

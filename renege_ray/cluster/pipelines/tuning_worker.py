@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import pyarrow as pa
 from torch import Tensor
 
-import renege_ray
 from renege_ray.cluster.pipelines.chunk_worker import ChunkWorker, PipelineJob, worker_device
 from renege_ray.config.fingerprint import fingerprint
 from renege_ray.config.run import RunConfig
@@ -20,6 +19,7 @@ from renege_ray.sampling.run_rewards import Rewards
 from renege_ray.tuning.scores import PromptScores
 from renege_ray.tuning.table import PromptToTune, TuningTable, make_row, table_schema
 from renege_ray.tuning.tune import PromptTuner, TunedPrompt, tuning_seeds
+from renege_ray.version import __version__
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ class PromptWorker(ChunkWorker[PromptToTune]):
             prompts=source_label(config.tuning.prompts),
             steps=config.tuning.steps,
             config_fingerprint=fingerprint(config, "tune_prompts"),
-            package_version=renege_ray.__version__,
+            package_version=__version__,
         )
         self._schema = table_schema(self._scores.names, self._model.embedding_layout, metadata.to_header())
 
