@@ -19,8 +19,7 @@ from renege_ray.rewards.base import RewardModel
 from renege_ray.rewards.catalogue import CLIP_L, RewardFacts
 from renege_ray.rewards.checkpoints import assemble, read_weights
 from renege_ray.rewards.clip_towers import read_clip_config
-from renege_ray.rewards.precision import compute_in
-from renege_ray.rewards.preprocessing import centre_crop, normalise
+from renege_ray.rewards.vision import centre_crop, compute_in, normalise
 
 
 class Head(nn.Module):

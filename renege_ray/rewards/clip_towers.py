@@ -1,6 +1,6 @@
 """What the rewards made of CLIP share: two towers, and the cosine between an image's and a prompt's features.
 
-Shapes: images (B, 3, H, W), features (B, D). The image tower may compute in bfloat16 (`precision`). Resizing,
+Shapes: images (B, 3, H, W), features (B, D). The image tower may compute in bfloat16 (`vision.compute_in`). Resizing,
 normalisation and the cosine are float32 always, since bfloat16 cannot tell 0.280 from 0.281, and so is the text tower,
 which sees a prompt once.
 """
@@ -20,8 +20,7 @@ from renege_ray.rewards.base import TEXTS_KEPT, RewardModel
 from renege_ray.rewards.catalogue import RewardFacts
 from renege_ray.rewards.checkpoints import HEAD_WIDTH, assemble, num_heads, read_weights
 from renege_ray.rewards.clip_tokens import ClipTokenizer
-from renege_ray.rewards.precision import compute_in
-from renege_ray.rewards.preprocessing import normalise
+from renege_ray.rewards.vision import compute_in, normalise
 
 # Width of a tower: width of its attention heads, where that is not 64 (here ViT-H/14). A state dict does not say.
 _VISION_HEAD_WIDTHS = {1280: 80}

@@ -12,7 +12,7 @@ import torch
 from renege_ray.rewards.catalogue import CLIP_VOCABULARY, RewardFacts
 from renege_ray.rewards.clip_tokens import ClipTokenizer, clean_as_open_clip
 from renege_ray.rewards.clip_towers import ClipReward, clip_from_open_clip
-from renege_ray.rewards.preprocessing import letterbox
+from renege_ray.rewards.vision import letterbox
 
 MARKERS = ("<start_of_text>", "<end_of_text>")
 

@@ -17,8 +17,7 @@ from renege_ray.rewards.aesthetic import Head
 from renege_ray.rewards.base import TEXTS_KEPT, RewardModel
 from renege_ray.rewards.catalogue import BERT_VOCABULARY, RewardFacts
 from renege_ray.rewards.checkpoints import assemble, num_heads, read_weights
-from renege_ray.rewards.precision import compute_in
-from renege_ray.rewards.preprocessing import centre_crop, normalise
+from renege_ray.rewards.vision import centre_crop, compute_in, normalise
 
 # Of the scores on the original's training set; its scores have mean 0 and deviation 1 there.
 MEAN, STD = 0.16717362830052426, 1.0333394966054072

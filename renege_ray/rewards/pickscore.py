@@ -11,7 +11,7 @@ import torch
 from renege_ray.rewards.catalogue import CLIP_VOCABULARY, RewardFacts
 from renege_ray.rewards.clip_tokens import ClipTokenizer, clean_as_transformers
 from renege_ray.rewards.clip_towers import ClipReward, clip_from_folder
-from renege_ray.rewards.preprocessing import centre_crop
+from renege_ray.rewards.vision import centre_crop
 
 MARKERS = ("<|startoftext|>", "<|endoftext|>")
 

@@ -17,7 +17,7 @@ from renege_ray.models.toy.preferences import REWARD_NETWORKS, tokenize
 from renege_ray.models.toy.scenes import IMAGE_SIZE
 from renege_ray.rewards.base import RewardModel
 from renege_ray.rewards.catalogue import JUDGE_SCORES, REWARDS, RewardFacts
-from renege_ray.rewards.preprocessing import letterbox
+from renege_ray.rewards.vision import letterbox
 
 
 class ToyReward(RewardModel):

@@ -12,7 +12,7 @@ from torch import nn
 from renege_ray.errors import UserError
 from renege_ray.rewards.base import RewardModel
 from renege_ray.rewards.load import load_rewards
-from renege_ray.rewards.preprocessing import centre_crop, normalise
+from renege_ray.rewards.vision import centre_crop, normalise
 from tests.rewards.clip_folders import clip_folder
 from tests.rewards.conformance import Load, RewardConformance
 from tests.rewards.photographs import photographs

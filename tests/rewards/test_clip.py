@@ -10,7 +10,7 @@ from open_clip.model import CLIP
 
 from renege_ray.errors import UserError
 from renege_ray.rewards.load import load_rewards
-from renege_ray.rewards.preprocessing import centre_crop, normalise
+from renege_ray.rewards.vision import centre_crop, normalise
 from tests.rewards.clip_folders import clip_folder
 from tests.rewards.conformance import PROMPTS, Load, RewardConformance
 from tests.rewards.open_clip_models import text_features

@@ -17,7 +17,7 @@ from torchvision.transforms import functional as tv
 from renege_ray.errors import UserError
 from renege_ray.rewards.clip_towers import ClipReward, clip_from_open_clip
 from renege_ray.rewards.load import load_rewards
-from renege_ray.rewards.preprocessing import letterbox, normalise
+from renege_ray.rewards.vision import letterbox, normalise
 from tests.rewards.conformance import PROMPTS, Load, RewardConformance
 from tests.rewards.open_clip_models import (
     HPSV2_TOWERS,

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from renege_ray.errors import UserError
 from renege_ray.rewards.imagereward import ImageReward
 from renege_ray.rewards.load import load_rewards
-from renege_ray.rewards.preprocessing import centre_crop, normalise
+from renege_ray.rewards.vision import centre_crop, normalise
 from tests.rewards.conformance import PROMPTS, Load, RewardConformance
 from tests.rewards.photographs import photographs
 

@@ -23,8 +23,8 @@ from transformers import CLIPVisionModelWithProjection, ViTModel
 from renege_ray.errors import UserError, first_line
 from renege_ray.rewards.base import VideoScorer
 from renege_ray.rewards.catalogue import CLIP_B, DINO
-from renege_ray.rewards.preprocessing import MEAN, STD, centre, normalise
 from renege_ray.rewards.video.frames import flatten_frames, is_video
+from renege_ray.rewards.vision import MEAN, STD, centre, normalise
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 DINO_SIZE = 224  # VBench's, whatever the network was trained at

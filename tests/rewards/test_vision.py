@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
-from renege_ray.rewards.preprocessing import MEAN, STD, centre_crop, letterbox, normalise
+from renege_ray.rewards.vision import MEAN, STD, centre_crop, letterbox, normalise
 from tests.rewards.photographs import photographs
 
 # As OpenAI's CLIP, ImageReward and the aesthetic predictor prepare images, but for the type of the image.
