@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from renege_ray.config.run import RunConfig
-from renege_ray.errors import UserError, first_line
+from renege_ray.errors import UserError
 from renege_ray.models.toy import EMBEDDED_MODELS
 from renege_ray.output.progress import duration
 from renege_ray.training.gradient import gradient_step_indices
@@ -222,15 +222,12 @@ def _model_without_weights(config: RunConfig) -> "FrozenPipeline":
     """The model in a folder, or among the Hub's files, by its configuration files."""
     from renege_ray.models.families.registry import check_family
     from renege_ray.models.loading.hub import find_folder
+    from renege_ray.models.loading.user_errors import user_errors
 
     folder = find_folder(config.model)
     family = check_family(folder, config.model.id)
-    try:
+    with user_errors(f"model {config.model.id!r}: its configuration", "export or download it again"):
         return family.without_weights(folder, **family.options(config.model))
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(
-            f"model {config.model.id!r}: its configuration files cannot be read: {first_line(error)}"
-        ) from error
 
 
 def _denoiser_flops(model: "FrozenPipeline") -> float:

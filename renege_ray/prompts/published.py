@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from renege_ray.errors import UserError, first_line
+from renege_ray.errors import UserError
+from renege_ray.models.loading.user_errors import user_errors
 from renege_ray.prompts.files import PromptTable, read_prompt_file
 
 GITHUB = "https://raw.githubusercontent.com"
@@ -150,17 +151,12 @@ def _locate(name: str, field: str, local: Path | None) -> list[Path]:
     files = SETS[name].files
     if local is not None:
         return _local_copies(name, field, local)
-    try:
-        if files[0].host == "GitHub":
-            return [_from_github(file) for file in files]
-        return _from_hub(files)
-    except Exception as error:  # of the Hub, of HTTP, of the disk: there are no files, and the first line says why
-        where = "data set of the Hugging Face Hub" if files[0].host == "Hub" else "repository on GitHub"
-        raise UserError(
-            f"{field}: {name} needs {', '.join(file.path for file in files)} of {files[0].repository} ({where}), which "
-            f"is neither in the cache nor can be downloaded ({first_line(error)}); connect, or give a local copy: "
-            f"{name}={'FILE' if len(files) == 1 else 'FOLDER'}"
-        ) from error
+    on_hub = files[0].host == "Hub"
+    where = "data set of the Hugging Face Hub" if on_hub else "repository on GitHub"
+    needed = f"{', '.join(file.path for file in files)} of {files[0].repository} ({where})"
+    remedy = f"give a local copy: {name}={'FILE' if len(files) == 1 else 'FOLDER'}"
+    with user_errors(f"{field}: {name} needs {needed}, which", remedy, hub=on_hub):
+        return _from_hub(files) if on_hub else [_from_github(file) for file in files]
 
 
 def _local_copies(name: str, field: str, local: Path) -> list[Path]:

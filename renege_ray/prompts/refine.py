@@ -5,7 +5,6 @@ two such templates and models; both are greedy or beam searches here, so that a 
 another one each time. Rewards judge the images by the prompt as the user wrote it.
 """
 
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,9 +13,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError
 
-from renege_ray.errors import UserError, first_line
+from renege_ray.errors import UserError
+from renege_ray.models.loading.user_errors import user_errors
 
 
 class Refiner(Protocol):
@@ -133,15 +132,11 @@ def load_refiner(name: str, folders: tuple[str, str], device: torch.device | str
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer  # takes seconds to import
 
-    try:
+    with user_errors(f"evaluation.refiners: {name} in {folders[0]}", "download it again"):
         tokenizer = AutoTokenizer.from_pretrained(folders[1], local_files_only=True)
         model: Any = AutoModelForCausalLM.from_pretrained(
             folders[0], local_files_only=True, weights_only=True, dtype=torch.float32
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
-        raise UserError(
-            f"evaluation.refiners: {name} cannot be loaded from {folders[0]}: {first_line(error)}"
-        ) from error
     return LanguageModelRefiner(model.eval().requires_grad_(False).to(device), tokenizer, REFINERS[name])
 
 
@@ -149,10 +144,6 @@ def _from_hub(name: str, repository: str, *, tokenizer: bool = False) -> str:
     from huggingface_hub import snapshot_download
 
     wanted = ["*.json", "*.txt"] if tokenizer else ["*.json", "*.txt", "*.safetensors", "*.bin"]
-    try:
+    remedy = f"give a local copy: --evaluation.refiners '{{{name}: FOLDER}}'"
+    with user_errors(f"refine={name}: {repository}", remedy, hub=True):
         return snapshot_download(repository, allow_patterns=wanted)
-    except Exception as error:  # of the Hub, of its HTTP client: all say that there is no model
-        raise UserError(
-            f"refine={name}: {repository} is neither in the Hub's cache nor can be downloaded "
-            f"({first_line(error)}); connect, or give a local copy: --evaluation.refiners '{{{name}: FOLDER}}'"
-        ) from error

@@ -4,17 +4,19 @@ import hashlib
 import re
 import zipfile
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from contextlib import suppress
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from huggingface_hub import constants, snapshot_download
-from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import Tensor, nn
 
-from renege_ray.errors import UserError, first_line
+from renege_ray.errors import UserError
+from renege_ray.models.loading.user_errors import user_errors
 from renege_ray.rewards.catalogue import (
     CLIP_VOCABULARY,
     REWARDS,
@@ -96,36 +98,19 @@ def _installed(source: Source) -> Path | None:
 
 def _from_hub(source: Source, reward: str) -> Path:
     """From the Hub's cache, or else downloaded. What was downloaded once needs no connection again."""
-    wanted = [source.files[0], *source.companions]
-    problem: Exception | None = None
-    for local_files_only in (True, False):
-        try:
-            # Of one file too: without a connection, `hf_hub_download` tries again for half a minute.
-            folder = Path(
-                snapshot_download(source.repository, allow_patterns=wanted, local_files_only=local_files_only)
-            )
-        except Exception as error:  # of the Hub, of its HTTP client, of the disk: there is no file
-            problem = error
-        else:
-            found = _in_folder(source, folder)
-            if found is not None:
-                return found
+    # Of one file too: without a connection, `hf_hub_download` tries again for half a minute.
+    download = partial(snapshot_download, source.repository, allow_patterns=[source.files[0], *source.companions])
     place = " beside the weights," if source is not SOURCES.get(reward) else ""
     local = f"give a local copy{place} by --{FIELD} '{{{source.name}: PATH}}' (jobs) or --checkpoint {source.name}=PATH"
-    raise UserError(f"reward {reward} needs {source} on the Hugging Face Hub, {_why(problem)}, or {local}") from problem
-
-
-def _why(error: Exception | None) -> str:
-    if isinstance(error, GatedRepoError):
-        return "which is gated: accept its conditions there and log in with `hf auth login`"
-    if isinstance(error, RepositoryNotFoundError):
-        return "which is not there any more or needs a login: try `hf auth login`"
-    absent = "which is not in its cache on this machine"
-    if constants.HF_HUB_OFFLINE:
-        return f"{absent}, and HF_HUB_OFFLINE is set: unset it"
-    if error is None or isinstance(error, LocalEntryNotFoundError | ConnectionError):
-        return f"{absent}, and the Hub cannot be reached: connect"
-    return f"which cannot be downloaded ({first_line(error)}): try again"
+    with user_errors(f"reward {reward} needs {source} on the Hugging Face Hub, which", local, hub=True):
+        with suppress(LocalEntryNotFoundError):
+            found = _in_folder(source, Path(download(local_files_only=True)))
+            if found is not None:
+                return found
+        found = _in_folder(source, Path(download()))
+        if found is None:  # what was downloaded in part is handed out without a connection
+            raise LocalEntryNotFoundError(source.files[0])
+        return found
 
 
 def sha256(path: Path) -> str:
@@ -152,15 +137,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: the file is damaged, or holds something else.
     """
-    try:
+    with user_errors(f"checkpoint {path}", "download it again"):
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             return load_file(path)
         # The format of before PyTorch 1.6 is no zip file, and cannot be mapped.
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # a damaged file fails in many ways
-        raise UserError(f"checkpoint {path} cannot be read ({first_line(error)}): download it again") from error
     weights = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else {}
     tensors = {name: tensor for name, tensor in weights.items() if isinstance(tensor, Tensor)}
     if not tensors:

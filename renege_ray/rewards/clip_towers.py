@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel
 
-from renege_ray.errors import UserError, first_line
+from renege_ray.errors import UserError
+from renege_ray.models.loading.user_errors import user_errors
 from renege_ray.rewards.base import TEXTS_KEPT, RewardModel
 from renege_ray.rewards.catalogue import RewardFacts
 from renege_ray.rewards.checkpoints import HEAD_WIDTH, assemble, num_heads, read_weights
@@ -103,15 +104,12 @@ def clip_from_folder(weights: Path, dtype: torch.dtype) -> tuple[CLIPModel, floa
 def read_clip_config(weights: Path) -> CLIPConfig:
     """The config.json beside the weights. Raises UserError where it is no CLIP's."""
     path = weights.with_name("config.json")
-    try:
+    with user_errors(str(path), "download it again"):
         settings = json.loads(path.read_text(encoding="utf-8"))
         kind = settings.get("model_type")
-        config = CLIPConfig.from_dict(settings) if kind == "clip" else None
-    except Exception as error:  # no file, no text, no JSON, or not what transformers takes: in many ways
-        raise UserError(f"{path} is damaged ({first_line(error)}): download it again") from error
-    if config is None:
-        raise UserError(f"{path} is of a {kind!r} model: give the folder of a CLIP")
-    return config
+        if kind != "clip":
+            raise UserError(f"{path} is of a {kind!r} model: give the folder of a CLIP")
+        return CLIPConfig.from_dict(settings)
 
 
 def clip_from_open_clip(checkpoint: Path, hidden_act: str, dtype: torch.dtype) -> CLIPModel:

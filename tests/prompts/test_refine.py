@@ -98,5 +98,5 @@ def test_faults(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     damaged.mkdir()
     for file in folder.iterdir():
         (damaged / file.name).write_bytes(file.read_bytes()[: 5000 if file.suffix == ".safetensors" else None])
-    with pytest.raises(UserError, match=r"promptist cannot be loaded"):
+    with pytest.raises(UserError, match=r"promptist in .*damaged cannot be read"):
         load_refiner("promptist", locate_refiner("promptist", {"promptist": str(damaged)}))

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import diffusers
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from renege_ray.config.run import ModelConfig
 from renege_ray.errors import UserError, first_line
@@ -12,6 +12,7 @@ from renege_ray.models.families.registry import check_family
 from renege_ray.models.folder import INDEX, read_json
 from renege_ray.models.loading.controlnet import check_control
 from renege_ray.models.loading.hub import find_folder
+from renege_ray.models.loading.user_errors import user_errors
 from renege_ray.models.noise_schedule import ddim_of, schedule_of
 from renege_ray.models.text_encoder import ENCODERS
 
@@ -64,20 +65,11 @@ def _check_weights(folder: Path, config: ModelConfig) -> None:
             )
         variants |= found
         for file in files:
-            _check_header(file)
+            with user_errors(f"model file {file}", "export or download the model again"), safe_open(file, "pt"):
+                pass  # its header is read
     if config.variant is not None and config.variant not in variants:
         others = ", ".join(sorted(variants - {""})) or "none"
         raise UserError(f"model.variant: {config.variant!r} is no variant in {folder}: there is {others}; leave it out")
-
-
-def _check_header(file: Path) -> None:
-    try:
-        with safe_open(file, framework="pt"):
-            pass
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"model file {file} is damaged ({first_line(error)}): export or download the model again"
-        ) from error
 
 
 def _check_schedule(folder: Path, model: str, num_inference_steps: int) -> None:

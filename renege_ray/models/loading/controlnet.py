@@ -7,12 +7,12 @@ import torch
 from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
 
 from renege_ray.config.run import ModelConfig
-from renege_ray.errors import UserError, first_line
+from renege_ray.errors import UserError
 from renege_ray.models.families.control_images import ControlImages
 from renege_ray.models.families.registry import check_family
 from renege_ray.models.families.stable_diffusion import StableDiffusion
 from renege_ray.models.families.stable_diffusion_controlnet import StableDiffusionControlNet
-from renege_ray.models.loading.hub_errors import why_not
+from renege_ray.models.loading.user_errors import user_errors
 
 
 def check_control(config: ModelConfig, folder: Path) -> None:
@@ -45,20 +45,14 @@ def add_controlnet(pipeline: Any, controlnet: str) -> StableDiffusionControlNetP
         UserError: it cannot be found or read, or it is not for this model.
     """
     path = Path(controlnet).expanduser()
-    try:
+    remedy = "give a folder with config.json and a safetensors file"
+    with user_errors(f"model.controlnet: {controlnet!r}", remedy, hub=not path.is_dir()):
         network = ControlNetModel.from_pretrained(
             path if path.is_dir() else controlnet,
             use_safetensors=True,
             local_files_only=path.is_dir(),
             torch_dtype=torch.float32,
         )
-    except Exception as error:  # of the Hub, of diffusers, of a damaged file
-        if path.is_dir():
-            raise UserError(
-                f"model.controlnet: {controlnet!r} cannot be loaded: {first_line(error)} (a folder with config.json "
-                "and a safetensors file is wanted)"
-            ) from error
-        raise UserError(f"model.controlnet: {controlnet!r} {why_not(error, None)}, or give a folder") from error
     for name in ("cross_attention_dim", "block_out_channels", "in_channels"):
         has, wanted = getattr(network.config, name), getattr(pipeline.unet.config, name)
         if has != wanted:

@@ -11,24 +11,22 @@ import torch
 from diffusers import AutoModel, DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from renege_ray.config.run import ModelConfig
-from renege_ray.errors import UserError, first_line
+from renege_ray.errors import UserError
 from renege_ray.models import toy
 from renege_ray.models.families.registry import check_family
 from renege_ray.models.folder import INDEX
 from renege_ray.models.loading.controlnet import add_controlnet, check_control
-from renege_ray.models.loading.hub_errors import why_not
 from renege_ray.models.loading.lora import fuse_lora
+from renege_ray.models.loading.user_errors import user_errors
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 # No images but the model's own: the checker would paint some black, and rewards would judge the paint.
 WITHOUT_CHECKER = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 # Enough to say whether a model is supported, before gigabytes are downloaded.
 SMALL_FILES = [INDEX, "*/config.json", "*/scheduler_config.json"]
-LOCAL_HINT = "or give a local folder in diffusers' format (one with model_index.json)"
 
 
 def load_pipeline(config: ModelConfig, *, text_only: bool = False) -> tuple[Any, str]:
@@ -75,17 +73,14 @@ def find_folder(config: ModelConfig) -> Path:
         raise UserError(f"model {model!r} is a file: give the folder in diffusers' format (one with {INDEX})")
     if not HUB_ID.fullmatch(model):
         raise UserError(f"model {model!r}: no such folder; give one in diffusers' format (with {INDEX}), or a Hub id")
-    try:
+    remedy = f"give a local folder in diffusers' format (one with {INDEX})"
+    with user_errors(f"model {model!r}", remedy, hub=True, revision=revision):
         check_family(Path(snapshot_download(model, revision=revision, allow_patterns=SMALL_FILES)), model)
         return Path(
             DiffusionPipeline.download(
                 model, revision=revision, variant=config.variant, use_safetensors=True, **WITHOUT_CHECKER
             )
         )
-    except UserError:
-        raise
-    except Exception as error:  # of the Hub, of its HTTP client, of diffusers: all say that there is no model
-        raise UserError(f"model {model!r} {why_not(error, revision)}, {LOCAL_HINT}") from error
 
 
 def read_pipeline(
@@ -111,23 +106,13 @@ def read_pipeline(
     family = check_family(folder, model)
     options = dict(WITHOUT_CHECKER) if family.SAFETY_CHECKER else {}
     strictly = {"use_safetensors": True, "local_files_only": True, "torch_dtype": torch.float32}
-    with _reading(folder, model):
+    remedy = "only safetensors files are read; export or download it again"
+    with user_errors(f"model {model!r} in {folder}", remedy), _no_progress_bars():
         if text_only:
             options |= {family.DENOISER: None, "vae": None}
         else:
             options |= {name: AutoModel.from_pretrained(part, **strictly) for name, part in parts.items()}
         return DiffusionPipeline.from_pretrained(folder, variant=variant, **strictly, **options)
-
-
-@contextmanager
-def _reading(folder: Path, model: str) -> Iterator[None]:
-    try:
-        with _no_progress_bars():
-            yield
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, SafetensorError) as error:
-        raise UserError(
-            f"model {model!r} cannot be loaded from {folder}: {first_line(error)} (only safetensors files are read)"
-        ) from error
 
 
 @contextmanager

@@ -8,9 +8,9 @@ from typing import Any
 
 from diffusers.utils import logging as diffusers_logging
 
-from renege_ray.errors import UserError, first_line
+from renege_ray.errors import UserError
 from renege_ray.models.families.registry import distilled_name
-from renege_ray.models.loading.hub_errors import why_not
+from renege_ray.models.loading.user_errors import user_errors
 
 DEFAULT_FILE = "pytorch_lora_weights.safetensors"  # what diffusers calls it
 
@@ -66,23 +66,14 @@ def fuse_lora(pipeline: Any, lora: str) -> None:
         raise UserError(f"model.lora: diffusers has no way to add a LoRA to a {kind}; leave it out")
     folder, file = find_lora(lora)
     options = {"weight_name": file, "local_files_only": True} if file else {}
-    try:
-        with _quiet():  # diffusers shows hundreds of lines about a LoRA that does not fit, and then raises as well
-            pipeline.load_lora_weights(folder, use_safetensors=True, **options)
-    except Exception as error:  # of the Hub, of diffusers, of peft, of torch for shapes that do not fit
-        if file is None:
-            raise UserError(f"model.lora: {lora!r} {why_not(error, None)}, or give a file") from error
-        raise UserError(f"model.lora: {lora!r} does not fit the {kind}: {_reason(error)}") from error
+    remedy = f"give a file that was trained for the {kind}"
+    # diffusers shows hundreds of lines about a LoRA that does not fit, and then raises as well
+    with user_errors(f"model.lora: {lora!r}", remedy, hub=file is None), _quiet():
+        pipeline.load_lora_weights(folder, use_safetensors=True, **options)
     if not pipeline.get_active_adapters():
         raise UserError(f"model.lora: {lora!r} holds no layer of the {kind}: give one that was trained for it")
     pipeline.fuse_lora()
     pipeline.unload_lora_weights()
-
-
-def _reason(error: Exception) -> str:
-    """The first layer that does not fit, if that is it; torch's own first line names none."""
-    lines = str(error).splitlines()
-    return next((line.strip() for line in lines if "size mismatch" in line), first_line(error))
 
 
 @contextmanager

@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPVisionModelWithProjection, ViTModel
 
-from renege_ray.errors import UserError, first_line
+from renege_ray.errors import UserError
+from renege_ray.models.loading.user_errors import user_errors
 from renege_ray.rewards.base import VideoScorer
 from renege_ray.rewards.catalogue import CLIP_B, DINO
 from renege_ray.rewards.video.frames import flatten_frames, is_video
@@ -120,13 +121,11 @@ def load(name: str, files: Mapping[str, Path], device: torch.device) -> VideoMet
 
 def _read(kind: Any, weights: Path, **options: Any) -> Any:
     """A network of transformers, frozen, from the folder of its weights; pickled code is not run."""
-    try:
+    with user_errors(f"checkpoint {weights}", "download it again"):
         model, report = kind.from_pretrained(
             weights.parent, local_files_only=True, weights_only=True, dtype=torch.float32, output_loading_info=True,
             use_safetensors=weights.suffix == ".safetensors", **options,
         )  # fmt: skip
-    except Exception as error:  # a damaged file fails in many ways
-        raise UserError(f"checkpoint {weights} cannot be read ({first_line(error)}): download it again") from error
     if report["missing_keys"]:
         lacks = sorted(report["missing_keys"])[0]
         raise UserError(f"checkpoint {weights} has no {lacks}: is it the file of another model?")

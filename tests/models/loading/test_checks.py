@@ -67,7 +67,7 @@ def test_weights_that_are_missing_or_cut_short(copy: Callable[[str], Path], part
     folder = copy("spoiled")
     weights = folder / part / f"{name}.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
-    refused(folder, str(weights), "damaged")
+    refused(folder, str(weights), "cannot be read", "download the model again")
     torch.save({}, weights.with_suffix(".bin"))
     weights.unlink()
     refused(folder, str(folder / part), "no .safetensors file")

@@ -90,7 +90,7 @@ def test_loras_that_do_not_fit(loras: Path, tmp_path: Path, capfd: pytest.Captur
     cases = {
         str(loras / "sdxl-unet"): "size mismatch",
         str(tmp_path / "strange.safetensors"): "no layer",
-        str(tmp_path / "damaged.safetensors"): "does not fit",
+        str(tmp_path / "damaged.safetensors"): "cannot be read",
         str(tmp_path / "many"): "2 .safetensors files",
         str(tmp_path / "empty"): "no .safetensors file",
         str(tmp_path / "pickled.bin"): "not a .safetensors file",
