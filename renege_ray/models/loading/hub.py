@@ -105,14 +105,15 @@ def read_pipeline(
     """
     family = check_family(folder, model)
     options = dict(WITHOUT_CHECKER) if family.SAFETY_CHECKER else {}
-    strictly = {"use_safetensors": True, "local_files_only": True, "torch_dtype": torch.float32}
+    strictly = {"use_safetensors": True, "local_files_only": True}
     remedy = "only safetensors files are read; export or download it again"
     with user_errors(f"model {model!r} in {folder}", remedy), _no_progress_bars():
         if text_only:
             options |= {family.DENOISER: None, "vae": None}
         else:
-            options |= {name: AutoModel.from_pretrained(part, **strictly) for name, part in parts.items()}
-        return DiffusionPipeline.from_pretrained(folder, variant=variant, **strictly, **options)
+            for name, part in parts.items():
+                options[name] = AutoModel.from_pretrained(part, torch_dtype=torch.float32, **strictly)
+        return DiffusionPipeline.from_pretrained(folder, variant=variant, dtype=torch.float32, **strictly, **options)
 
 
 @contextmanager
