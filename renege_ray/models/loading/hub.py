@@ -112,7 +112,7 @@ def read_pipeline(
             options |= {family.DENOISER: None, "vae": None}
         else:
             for name, part in parts.items():
-                options[name] = AutoModel.from_pretrained(part, torch_dtype=torch.float32, **strictly)
+                options[name] = AutoModel.from_pretrained(str(part), torch_dtype=torch.float32, **strictly)
         return DiffusionPipeline.from_pretrained(folder, variant=variant, dtype=torch.float32, **strictly, **options)
 
 
