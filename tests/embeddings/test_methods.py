@@ -40,7 +40,7 @@ def test_labels_are_unique() -> None:
         (["nul"], "did you mean null?"),
         (["outputs/n.safetensors"], "is no method; known: null, handwritten"),
         (["global"], "global= wants an embedding file"),
-        (["prompt= "], "prompt= wants the output folder of jobs/tune_prompts.py"),
+        (["prompt= "], "prompt= wants the output folder of tune-prompts"),
         (["handwritten="], "handwritten= wants a text"),
         (["null=x"], "null takes no value"),
         (["model=x"], "want model=ID:NEGATIVE"),
