@@ -87,7 +87,7 @@ class Ascent:
     @property
     def averaged(self) -> Tensor:
         """nbar, (1, L, D), detached; n itself if averaging is off."""
-        return self._averaged if self.settings.ema_decay else self._embedding
+        return self._averaged
 
     @property
     def step_count(self) -> int:
@@ -130,7 +130,7 @@ class Ascent:
         n = n - lr * m_hat / (v_hat.sqrt() + EPSILON)
 
         self._embedding, self._first_moment, self._second_moment = n, m, v
-        self._averaged = s.ema_decay * self._averaged + (1 - s.ema_decay) * n
+        self._averaged = s.ema_decay * self._averaged + (1 - s.ema_decay) * n if s.ema_decay else n
         self._step_count = k + 1
         return AscentReport(grad_norm=norm, drift=self.drift, lr=lr)
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -108,28 +109,23 @@ class Evaluation:
             raise ValueError("Evaluation.joined: the two evaluations are not on the same pairs")
         return Evaluation(self.pairs, self.scores | other.scores, self.images | other.images)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """All but the pairs as named tensors, images in 8 bits; `from_tensors` is the way back."""
-        tensors = {
-            f"score/{method}/{place:03d} {score}": values
-            for method, scores in self.scores.items()
-            for place, (score, values) in enumerate(scores.items())
+    def plain(self) -> dict[str, Any]:
+        """Pairs and scores as JSON takes them, exactly and in their order; for images there is `to_bytes`."""
+        scores = {
+            method: {score: values.tolist() for score, values in columns.items()}
+            for method, columns in self.scores.items()
         }
-        tensors |= {f"image/{method}": to_bytes(images) for method, images in self.images.items()}
-        return tensors
+        return {"pairs": [[pair.prompt, pair.seed] for pair in self.pairs], "scores": scores}
 
     @classmethod
-    def from_tensors(cls, pairs: tuple[Pair, ...], tensors: Mapping[str, Tensor]) -> "Evaluation":
-        """The evaluation that `tensors()` was made from."""
-        scores: dict[str, dict[str, Tensor]] = {}
-        images: dict[str, Tensor] = {}
-        for key in sorted(tensors, key=_order):
-            kind, method, *rest = key.split("/", 2)
-            if kind == "score":
-                scores.setdefault(method, {})[rest[0].partition(" ")[2]] = tensors[key]
-            else:
-                images[method] = tensors[key].float() / 255
-        return cls(pairs, scores, images)
+    def from_plain(cls, plain: Mapping[str, Any], images: Mapping[str, Tensor]) -> "Evaluation":
+        """What `plain()` was called on, with the 8-bit images (k, 3, H, W) of methods."""
+        scores = {
+            method: {score: torch.tensor(values, dtype=torch.float64) for score, values in columns.items()}
+            for method, columns in plain["scores"].items()
+        }
+        pairs = tuple(Pair(prompt, seed) for prompt, seed in plain["pairs"])
+        return cls(pairs, scores, {method: images[method].float() / 255 for method in scores if method in images})
 
 
 def to_bytes(images: Tensor) -> Tensor:
@@ -227,8 +223,3 @@ def _sum_images(kept: Tensor | None, methods: int, count: int, workers: Workers)
     size = torch.tensor(kept.shape[-2:] if kept is not None and workers.rank == 0 else (0, 0), dtype=torch.float64)
     height, width = (int(n) for n in workers.all_sum(size).tolist())  # pair 0 is rank 0's, so rank 0 knows
     return workers.all_sum(kept if kept is not None else torch.zeros(methods, count, 3, height, width))
-
-
-def _order(key: str) -> tuple[int, str]:
-    """Null and handwritten come first, then scores by their places: files keep no order of their own."""
-    return {"null": 0, "handwritten": 1}.get(key.split("/", 2)[1], 2), key

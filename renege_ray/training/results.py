@@ -11,7 +11,6 @@ from torch import Tensor
 
 from renege_ray.config.fingerprint import fingerprint
 from renege_ray.config.run import RunConfig
-from renege_ray.method.ascent import Ascent
 from renege_ray.method.embedding import STORAGE_DTYPE, EmbeddingMetadata, NegativeEmbedding
 from renege_ray.models.base import TextToImage
 from renege_ray.models.layout import EmbeddingLayout
@@ -23,7 +22,6 @@ from renege_ray.rewards.base import RewardModel, RewardScorer
 from renege_ray.sampling.images import Evaluation
 from renege_ray.sampling.run_rewards import REWARD, Rewards
 from renege_ray.training.state import TrainingState
-from renege_ray.training.train import ascent_settings
 from renege_ray.version import __version__
 
 LABELS = {"null": "null", "handwritten": "handwritten", "global": "global (learned)"}
@@ -102,14 +100,9 @@ def metadata_of(config: RunConfig, facts: ModelFacts, step: int) -> EmbeddingMet
 def write_results(config: RunConfig, facts: ModelFacts, state: TrainingState, test: Evaluation) -> Artifacts:
     """Write everything below `config.output_dir`; what is there already is replaced."""
     folder = config.output_dir
-    ascent = Ascent(state.ascent["initial"], ascent_settings(config))
-    ascent.restore(state.ascent)
     best, last = folder / EMBEDDING_FILE, folder / "last_embedding.safetensors"
-    for path, embedding, step in (
-        (best, state.best.prompt_embeds, state.best.step),
-        (last, ascent.averaged, state.step),
-    ):
-        save_embedding(path, embedding, config, facts, step)
+    save_embedding(best, state.best.prompt_embeds, config, facts, state.best.step)
+    save_embedding(last, state.last, config, facts, state.step)
     table = folder / "results.txt"
     table.write_text(results_table(test, state), encoding="utf-8")
     rewards = folder / "rewards.json"

@@ -63,15 +63,20 @@ class Progress:
 class Result:
     """How a run ended. `status` is "finished", "stopped early" or "interrupted" (then there is no `test`, nor is there
     where none was asked for).
-
-    last, best: (1, L, D) rounded to the storage type. test: null, handwritten and global (the best one) on
-    held-out pairs with every scorer.
     """
 
     status: str
     state: TrainingState
-    last: Tensor
-    test: Evaluation | None
+
+    @property
+    def test(self) -> Evaluation | None:
+        """Null, handwritten and global (the best one) on held-out pairs with every scorer."""
+        return self.state.test
+
+    @property
+    def last(self) -> Tensor:
+        """The embedding of the last update, (1, L, D) rounded to the storage type."""
+        return as_stored(self.state.last)
 
     @property
     def best(self) -> Tensor:
@@ -111,9 +116,7 @@ def train_global(
     run = _Run(config, model, rewards, prompts, workers or Workers(), report)
     run.begin(resume, initial)
     status = run.ascend(asked_to_stop)
-    finished = status != "interrupted"
-    tested = run.test() if finished and test else None
-    return Result(status, run.state(finished=finished), as_stored(run.ascent.averaged), tested)
+    return Result(status, run.state(run.test() if test and status != "interrupted" else None))
 
 
 class _Run:
@@ -188,7 +191,7 @@ class _Run:
         pairs = make_pairs(self.prompts.held_out, self.config.test.num_pairs, self.config.seed)
         return self._evaluate(negatives, pairs)
 
-    def state(self, finished: bool = False) -> TrainingState:
+    def state(self, test: Evaluation | None = None) -> TrainingState:
         """The checkpoint of this moment."""
         return TrainingState(
             step=self.step,
@@ -197,7 +200,7 @@ class _Run:
             history=tuple(self.history),
             handwritten=self.handwritten,
             candidate_rewards=self.candidate_rewards,
-            baselines=self.baselines.tensors(),
+            baselines=self.baselines,
             fingerprint=fingerprint(self.config),
             invalid_in_a_row=self.invalid_in_a_row,
             invalid_samples=self.invalid_samples,
@@ -205,7 +208,7 @@ class _Run:
             threads=torch.get_num_threads(),
             world_size=self.workers.world_size,
             seconds=self._seconds(),
-            finished=finished,
+            test=test,
         )
 
     def _restore(self, state: TrainingState) -> None:
@@ -216,10 +219,9 @@ class _Run:
                 "the run's own config.yaml"
             )
         self.step = state.step
-        self.best = state.best
+        self.best, self.baselines = state.best, state.baselines
         self.history = list(state.history)
         self.handwritten, self.candidate_rewards = state.handwritten, state.candidate_rewards
-        self.baselines = Evaluation.from_tensors(self.pairs, state.baselines)
         self.invalid_in_a_row, self.invalid_samples = state.invalid_in_a_row, state.invalid_samples
         self.earlier_seconds = state.seconds
         self.ascent = Ascent(state.ascent["initial"], ascent_settings(self.config))

@@ -1,5 +1,6 @@
 """Evaluation on fixed pairs: the images are the pipeline's, the workers share them, the figures are right."""
 
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from renege_ray.config.run import SamplingConfig
 from renege_ray.models.families.stable_diffusion import StableDiffusion
-from renege_ray.sampling.images import Evaluation, Pair, evaluate, make_pairs
+from renege_ray.sampling.images import Evaluation, Pair, evaluate, make_pairs, to_bytes
 from tests.group import run_group
 
 SAMPLING = SamplingConfig(num_inference_steps=3, guidance_scale=3.0, gradient_steps=(0, 2))
@@ -98,12 +99,14 @@ def test_figures() -> None:
     assert not any("win_rate" in name and "sharpness" in name for name in metrics)
 
 
-def test_tensors_there_and_back(model: StableDiffusion) -> None:
+def test_plain_there_and_back(model: StableDiffusion) -> None:
     pairs = make_pairs(["a red fox"], 2, 0)
     negatives = {name: model.encode_prompts([name]) for name in ("null", "handwritten", "global")}
     evaluation = evaluate(model, negatives, pairs, [Brightness()], SAMPLING, keep_images=2)
-    tensors = dict(sorted(evaluation.tensors().items()))
-    back = Evaluation.from_tensors(pairs, tensors)
-    assert list(back.scores) == list(evaluation.scores) and back.metrics() == evaluation.metrics()
+    images = {method: to_bytes(images) for method, images in sorted(evaluation.images.items())}
+    back = Evaluation.from_plain(json.loads(json.dumps(evaluation.plain())), images)
+    assert back.pairs == pairs and back.metrics() == evaluation.metrics()
+    assert [list(columns) for columns in back.scores.values()] == [list(c) for c in evaluation.scores.values()]
+    assert list(back.scores) == list(back.images) == list(negatives)
     for method, images in evaluation.images.items():
         assert (back.images[method] - images).abs().max() <= 0.5 / 255 + 1e-6

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from renege_ray.cluster.training.checkpoints import CheckpointStore
 from renege_ray.config.run import RunConfig, parse_config
 from renege_ray.errors import UserError
 from renege_ray.method.embedding import NegativeEmbedding, as_stored
@@ -25,7 +26,7 @@ from renege_ray.sampling.workers import Workers
 from renege_ray.training.early_stop import ValidationPoint, overoptimised_in_a_row, should_stop
 from renege_ray.training.gradient import GradientOfBatch, gradient_step_indices, samples_of
 from renege_ray.training.results import ModelFacts, write_results
-from renege_ray.training.state import TornCheckpointError, TrainingState, newest_intact
+from renege_ray.training.state import TornCheckpointError, TrainingState
 from renege_ray.training.train import Progress, Prompts, Result, TrainingError, train_global
 from tests.group import run_group
 from tests.simple_rewards import Channel, NaNWhere
@@ -69,6 +70,11 @@ def train(config: RunConfig, model: StableDiffusion, **options: Any) -> tuple[Re
     workers = options.pop("workers", None)
     result = train_global(config, model, rewards, PROMPTS, workers, report=seen.append, **options)
     return result, seen
+
+
+def save(state: TrainingState, folder: Path) -> None:
+    folder.mkdir(parents=True)
+    state.write_files(folder)
 
 
 def test_the_reward_rises_and_everything_is_reported(model: StableDiffusion, tmp_path: Path) -> None:
@@ -198,7 +204,7 @@ def test_resume_is_exact_after_every_checkpoint(model: StableDiffusion, tmp_path
     for progress in seen:
         assert progress.state is not None
         folder = tmp_path / f"step-{progress.step}"
-        progress.state.save(folder)
+        save(progress.state, folder)
         resumed, _ = train(config, model, resume=TrainingState.load(folder))
         for name, tensor in unbroken.state.ascent.items():
             assert torch.equal(resumed.state.ascent[name], tensor), (progress.step, name)
@@ -348,9 +354,9 @@ def test_little_memory_changes_no_result(
 
 def test_torn_checkpoints_are_recognised(model: StableDiffusion, tmp_path: Path) -> None:
     _, seen = train(make_config(tmp_path, optim={"steps": 3}), model)
-    folders = [tmp_path / f"step-{p.step}" for p in seen]
+    folders = [tmp_path / "attempt-001" / f"step-{p.step:06d}" for p in seen]
     for progress, folder in zip(seen, folders, strict=True):
-        progress.state.save(folder)
+        save(progress.state, folder)
     tensors = folders[3] / "tensors.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:-8])
     changed = bytearray((folders[2] / "tensors.safetensors").read_bytes())
@@ -360,6 +366,23 @@ def test_torn_checkpoints_are_recognised(model: StableDiffusion, tmp_path: Path)
     for folder in folders[1:]:
         with pytest.raises(TornCheckpointError):
             TrainingState.load(folder)
-    assert newest_intact([*folders, tmp_path / "none"])[0] == folders[0]
-    assert json.loads((folders[0] / "state.json").read_text())["step"] == 0
-    assert not list(tmp_path.glob(".step-*")), "temporary folders are left behind"
+    found = CheckpointStore(str(tmp_path)).newest_intact()
+    assert found is not None and found[0] == "attempt-001/step-000000" and found[1].step == 0
+    record = json.loads((folders[0] / "state.json").read_text())
+    (folders[0] / "state.json").write_text(json.dumps(record | {"format": 1}))
+    with pytest.raises(UserError, match="format 1, and this version reads format 2"):
+        TrainingState.load(folders[0])
+
+
+def test_a_checkpoint_holds_all_that_it_was_made_of(model: StableDiffusion, tmp_path: Path) -> None:
+    result, _ = train(make_config(tmp_path, optim={"steps": 2, "ema_decay": 0.5}), model)
+    save(result.state, tmp_path / "final")
+    loaded = TrainingState.load(tmp_path / "final")
+    assert torch.equal(loaded.last, result.state.last) and not torch.equal(loaded.last, loaded.ascent["embedding"])
+    assert loaded.test is not None and result.test is not None
+    for back, evaluation in ((loaded.baselines, result.state.baselines), (loaded.test, result.test)):
+        assert back.pairs == evaluation.pairs and list(back.images) == list(evaluation.images)
+        for method, scores in evaluation.scores.items():
+            assert list(back.scores[method]) == list(scores)
+            for name, values in scores.items():
+                assert torch.equal(back.scores[method][name].nan_to_num(-1), values.nan_to_num(-1))

@@ -197,7 +197,7 @@ class TrialCheckpoints:
 
     def memory(self, state: TrainingState) -> TrialMemory:
         """What was saved together with a state."""
-        with self._store.folder(f"{ATTEMPT}/{checkpoint_name(state.step)}") as folder:
+        with self._store.folder(f"{ATTEMPT}/{checkpoint_name(state)}") as folder:
             found = json.loads((folder / MEMORY_FILE).read_text(encoding="utf-8"))
             picture = (folder / PICTURE_FILE).read_bytes() if (folder / PICTURE_FILE).exists() else None
         reports = [
@@ -220,7 +220,7 @@ class TrialCheckpoints:
                     (folder / PICTURE_FILE).write_bytes(picture)
                 state.write_files(folder)  # with the hash, by which a torn checkpoint is told, last
 
-            self._store.replace(ATTEMPT, checkpoint_name(state.step), write)
+            self._store.replace(ATTEMPT, checkpoint_name(state), write)
 
 
 def trial_folder(number: int) -> str:

@@ -23,11 +23,9 @@ _STEP = re.compile(r"step-(\d+)(-final)?$")
 _ATTEMPT = re.compile(r"attempt-(\d+)$")
 
 
-def checkpoint_name(step: int, final: bool = False) -> str:
-    """The folder of the checkpoint after `step` updates; the final one also holds the evaluation on held-out
-    pairs.
-    """
-    return f"step-{step:06d}" + ("-final" if final else "")
+def checkpoint_name(state: TrainingState) -> str:
+    """The folder of a checkpoint; the final one also holds the evaluation on held-out pairs."""
+    return f"step-{state.step:06d}" + ("-final" if state.test else "")
 
 
 def checkpoint_root(output_dir: Path, storage_path: str | None) -> str:

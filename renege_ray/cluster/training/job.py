@@ -4,8 +4,6 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
-from safetensors.torch import load_file
-
 from renege_ray.cluster.job import tracked_run
 from renege_ray.cluster.plan import describe_plan
 from renege_ray.cluster.session import ray_session as session  # first: it sets up Ray's environment
@@ -13,11 +11,10 @@ from renege_ray.cluster.session.resources import WorkerShape, worker_shape
 from renege_ray.cluster.session.signals import StopRequest, run_until_stopped
 from renege_ray.cluster.tracking.runs import RunLog, resolve_uri
 from renege_ray.cluster.training.checkpoints import CheckpointStore, checkpoint_root
-from renege_ray.cluster.training.worker import EVALUATION_FILE, TrainJob, train_loop
+from renege_ray.cluster.training.worker import TrainJob, train_loop
 from renege_ray.cluster.training.worker_group import first_cause
 from renege_ray.config.run import RunConfig, write_config
 from renege_ray.output.folder import CONFIG_FILE, check_output_dir, make_output_dir, shown_path
-from renege_ray.sampling.images import Evaluation, make_pairs
 from renege_ray.training.inputs import Inputs, check_inputs, find_problems, first_problem, read_inputs, record_inputs
 from renege_ray.training.results import Artifacts, ModelFacts, metadata_of, write_results
 from renege_ray.training.state import TrainingState
@@ -111,7 +108,7 @@ def _train(config: RunConfig, inputs: Inputs, shape: WorkerShape, log: RunLog) -
         print(f"interrupted at step {outcome['step']}; go on by {go_on}")
         print(log.review())
         return request.exit_code or 1
-    _keep_results(config, inputs, store, attempt, outcome, log)
+    _keep_results(config, store.load(f"{attempt}/{outcome['checkpoint']}"), outcome, log)
     return 0
 
 
@@ -147,23 +144,12 @@ def _fit(job: TrainJob, shape: WorkerShape) -> dict[str, Any]:
     return outcome
 
 
-def _keep_results(
-    config: RunConfig,
-    inputs: Inputs,
-    store: CheckpointStore,
-    attempt: str,
-    outcome: dict[str, Any],
-    log: RunLog,
-) -> None:
+def _keep_results(config: RunConfig, state: TrainingState, outcome: dict[str, Any], log: RunLog) -> None:
     """Write embeddings, table and picture from the final checkpoint; tell MLflow; print the last lines."""
     facts = ModelFacts.from_plain(outcome["facts"])
-    with store.folder(f"{attempt}/{outcome['checkpoint']}") as folder:
-        state = TrainingState.load(folder)
-        pairs = make_pairs(inputs.prompts.held_out, config.test.num_pairs, config.seed)
-        test = Evaluation.from_tensors(pairs, load_file(folder / EVALUATION_FILE))
-    artifacts = write_results(config, facts, state, test)
-    metrics = test.metrics() | _performance(state, outcome)
-    log.metrics(state.step, {f"test/{name.removeprefix('eval/')}": value for name, value in test.metrics().items()})
+    assert state.test is not None
+    artifacts, figures = write_results(config, facts, state, state.test), state.test.metrics()
+    log.metrics(state.step, {f"test/{name.removeprefix('eval/')}": value for name, value in figures.items()})
     if artifacts.picture:
         log.image("before_after", artifacts.picture, state.step)
     metadata = asdict(metadata_of(config, facts, state.best.step))
@@ -172,7 +158,7 @@ def _keep_results(
     log.finish(
         "finished",
         artifacts=artifacts.named() | {"config": config.output_dir / CONFIG_FILE},
-        metrics=metrics,
+        metrics=figures | _performance(state, outcome),
     )
     _print_results(artifacts, log)
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import ray.train
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from renege_ray.cluster.session.mailbox import Mailbox, StopWatch
@@ -24,12 +23,10 @@ from renege_ray.sampling.run_rewards import Rewards
 from renege_ray.sampling.workers import Workers
 from renege_ray.training.results import ModelFacts
 from renege_ray.training.state import TrainingState
-from renege_ray.training.train import Progress, Prompts, Result, TrainingError, train_global
+from renege_ray.training.train import Progress, Prompts, TrainingError, train_global
 
 if TYPE_CHECKING:
     from renege_ray.cluster.tracking.run_log import RunLog
-
-EVALUATION_FILE = "evaluation.safetensors"
 
 
 @dataclass(frozen=True)
@@ -87,12 +84,12 @@ def train_loop(parameters: dict[str, Any]) -> dict[str, Any]:
         reporter.close()
         return {"status": "failed", "error": str(error)}
     if result.test is not None:
-        _report_checkpoint(result.state, workers.rank, result)
+        _report_checkpoint(result.state, workers.rank)
     reporter.close()
     return {
         "status": result.status,
         "step": result.state.step,
-        "checkpoint": checkpoint_name(result.state.step, final=result.test is not None),
+        "checkpoint": checkpoint_name(result.state),
         "facts": ModelFacts.of(model, rewards).plain() if workers.rank == 0 else {},
         "samples_per_second": reporter.samples_per_second,
     }
@@ -161,16 +158,13 @@ def _run_log(job: TrainJob) -> "RunLog":
     return RunLog(job.run_id, job.tracking_uri, job.output_dir)
 
 
-def _report_checkpoint(state: TrainingState, rank: int, final: Result | None = None) -> None:
+def _report_checkpoint(state: TrainingState, rank: int) -> None:
     """Hand a checkpoint to Ray Train. All ranks come here together; rank 0 has the files."""
-    name = checkpoint_name(state.step, final is not None)
+    name = checkpoint_name(state)
     if rank != 0:
         ray.train.report({"step": state.step}, checkpoint_dir_name=name)
         return
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        if final is not None and final.test is not None:
-            save_file(final.test.tensors(), folder / EVALUATION_FILE)
-        state.write_files(folder)
+        state.write_files(Path(scratch))
         checkpoint = ray.train.Checkpoint.from_directory(scratch)
         ray.train.report({"step": state.step}, checkpoint=checkpoint, checkpoint_dir_name=name)
