@@ -37,11 +37,6 @@ class PipelineJob:
     session: str
     threads: int
 
-    @property
-    def mailbox(self) -> Mailbox:
-        """Where the driver asks to stop, and workers say why they failed."""
-        return Mailbox(f"{self.root}/{self.session}")
-
 
 class HasId(Protocol):
     """What is computed: one row, or several, under one name."""
@@ -63,15 +58,15 @@ def worker_device() -> torch.device:
 class ChunkWorker(ABC, Generic[Item]):
     """A callable for `Dataset.map_batches`: chunks of items in, one line of figures a chunk out."""
 
-    def __init__(self, job: PipelineJob, table: ParquetFolder) -> None:
+    def __init__(self, job: PipelineJob, mailbox: Mailbox, table: ParquetFolder) -> None:
         """Load everything."""
-        self._job, self._config, self._table = job, job.config, table
+        self._job, self._config, self._mailbox, self._table = job, job.config, mailbox, table
         started = time.monotonic()
         torch.set_num_threads(job.threads)
         with self._telling_the_driver(), self._counted_start():
             self._load()
         self._load_seconds = time.monotonic() - started
-        self._asked_to_stop = StopWatch(job.mailbox)
+        self._asked_to_stop = StopWatch(mailbox)
 
     @abstractmethod
     def _load(self) -> None:
@@ -137,5 +132,5 @@ class ChunkWorker(ABC, Generic[Item]):
         try:
             yield
         except Exception as error:
-            self._job.mailbox.post(describe(error))
+            self._mailbox.post(describe(error))
             raise

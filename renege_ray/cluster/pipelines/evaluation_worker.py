@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.fs
 
 from renege_ray.cluster.pipelines.chunk_worker import ChunkWorker, PipelineJob, worker_device
+from renege_ray.cluster.session.mailbox import Mailbox
 from renege_ray.embeddings.negatives import Negative
 from renege_ray.evaluation.images import ImageMaker, Loaders, Row
 from renege_ray.evaluation.inputs import scores_of
@@ -40,9 +41,9 @@ class EvaluateWorker(ChunkWorker[ImageToMake]):
     _job: EvaluationJob
     _table: EvaluationTable
 
-    def __init__(self, job: EvaluationJob) -> None:
+    def __init__(self, job: EvaluationJob, mailbox: Mailbox) -> None:
         """Load everything."""
-        super().__init__(job, EvaluationTable(job.root))
+        super().__init__(job, mailbox, EvaluationTable(job.root))
 
     def _load(self) -> None:
         config, device = self._config, worker_device()

@@ -10,7 +10,6 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -18,6 +17,7 @@ import pyarrow as pa
 
 from renege_ray.cluster.pipelines.chunk_worker import ChunkWorker, PipelineJob
 from renege_ray.cluster.pipelines.kill_journal import work_has_begun
+from renege_ray.cluster.session.mailbox import Mailbox
 from renege_ray.cluster.session.resources import WorkerShape
 from renege_ray.cluster.session.signals import StopRequest, run_until_stopped
 from renege_ray.cluster.tracking.runs import RunLog
@@ -52,27 +52,29 @@ def run_chunks(
     """Have actors of a class compute chunks, until these are done, or a signal asks to stop.
 
     Args:
-        worker: made of the job alone.
+        worker: made of the job and a mailbox.
         meanwhile: called now and then.
     """
-    from ray.exceptions import RayError
-
     request = StopRequest()
 
     def stop() -> None:
         print("stopping; finished rows are kept (a second signal stops at once)", flush=True)
-        with suppress(RayError):  # a signal to the whole group of processes ends Ray, too
-            job.mailbox.request_stop()
+        mailbox.request_stop()
 
     outcome = Outcome()
     if chunks:
-        outcome = run_until_stopped(lambda: _run(worker, job, chunks, shape), stop, request, meanwhile=meanwhile)
-        job.mailbox.clear()
+        mailbox = Mailbox()  # where the driver asks to stop, and workers say why they failed
+        outcome = run_until_stopped(
+            lambda: _run(worker, job, mailbox, chunks, shape), stop, request, meanwhile=meanwhile
+        )
+        mailbox.close()
     outcome.stop = request
     return outcome
 
 
-def _run(worker: type[ChunkWorker[Any]], job: PipelineJob, chunks: Sequence[pa.Table], shape: WorkerShape) -> Outcome:
+def _run(
+    worker: type[ChunkWorker[Any]], job: PipelineJob, mailbox: Mailbox, chunks: Sequence[pa.Table], shape: WorkerShape
+) -> Outcome:
     """Run the chunks on Ray Data; what they tell is all that comes back to the driver."""
     import ray.data
 
@@ -87,7 +89,7 @@ def _run(worker: type[ChunkWorker[Any]], job: PipelineJob, chunks: Sequence[pa.T
         # often a worker may die is for `kill_journal` to say.
         told = ray.data.from_arrow(list(chunks)).map_batches(
             worker,
-            fn_constructor_args=(job,),
+            fn_constructor_args=(job, mailbox),
             batch_size=max(map(len, chunks)),  # a whole block: with GPUs, Ray wants the number
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(
@@ -100,7 +102,7 @@ def _run(worker: type[ChunkWorker[Any]], job: PipelineJob, chunks: Sequence[pa.T
             for name, value in row.items():
                 figures[name] = figures.get(name, 0.0) + float(value)
     except Exception as error:  # of a worker (a full disk, a model that cannot be loaded), or of Ray itself
-        reasons = job.mailbox.take()
+        reasons = mailbox.take()
         return Outcome(figures, reasons[0] if reasons else describe(error))
     return Outcome(figures | {"wall_seconds": time.monotonic() - started})
 

@@ -8,6 +8,7 @@ import pyarrow as pa
 from torch import Tensor
 
 from renege_ray.cluster.pipelines.chunk_worker import ChunkWorker, PipelineJob, worker_device
+from renege_ray.cluster.session.mailbox import Mailbox
 from renege_ray.config.fingerprint import fingerprint
 from renege_ray.config.run import RunConfig
 from renege_ray.method.embedding import EmbeddingMetadata
@@ -47,9 +48,9 @@ class PromptWorker(ChunkWorker[PromptToTune]):
     _job: TuningJob
     _table: TuningTable
 
-    def __init__(self, job: TuningJob) -> None:
+    def __init__(self, job: TuningJob, mailbox: Mailbox) -> None:
         """Load everything."""
-        super().__init__(job, TuningTable(job.root))
+        super().__init__(job, mailbox, TuningTable(job.root))
 
     def _load(self) -> None:
         config, device = self._config, worker_device()

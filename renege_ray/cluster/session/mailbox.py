@@ -1,62 +1,86 @@
-"""Notes between the driver and rank 0 while Ray Train runs: progress lines one way, the request to stop the
-other.
+"""Notes between a driver and its workers: lines one way, the request to stop the other.
 
-They go through the key-value store that every Ray cluster has, so they need no shared folder and no process
-of their own; and the lines arrive as they are, without what Ray's forwarding of worker output puts around
-them.
+They lie in a small actor on the driver's machine. It takes no CPU from the workers, is known to those alone that are
+given the mailbox, and ends with the process that made it. Lines arrive as they are, without what Ray's forwarding of
+worker output puts around them. No call raises, and none waits for long: where the actor is gone, notes are lost and the
+work goes on.
 """
 
 import time
+from contextlib import suppress
+from typing import Any
 
-from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-_NAMESPACE = b"renege_ray"
+_PATIENCE_SECONDS = 2.0
+_MOMENT_SECONDS = 0.1
 _SECONDS_BETWEEN_LOOKS = 0.5
 
 
-class Mailbox:
-    """The notes of one attempt of one run; both sides make one of the same `name`."""
+class _Notes:
+    """The actor."""
 
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._next = 0
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+        self._stop = False
 
     def post(self, line: str) -> None:
-        """Rank 0: leave a line for the driver, behind those of a worker group that this one replaces."""
-        while self._get(f"line/{self._next}") is not None:
-            self._next += 1
-        self._put(f"line/{self._next}", line)
-        self._next += 1
+        self._lines.append(line)
+
+    def lines(self, first: int) -> list[str]:
+        return self._lines[first:]
+
+    def request_stop(self) -> None:
+        self._stop = True
+
+    def stop_requested(self) -> bool:
+        return self._stop
+
+
+class Mailbox:
+    """Made by the driver, and handed to its workers, also to those that replace others."""
+
+    def __init__(self) -> None:
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._notes: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(_Notes).remote()
+        self._taken = 0
+        self._answer: Any = None
+
+    def post(self, line: str) -> None:
+        """Worker: leave a line for the driver, behind all that are there. It is there when this returns."""
+        self._ask("post", line)
 
     def take(self) -> list[str]:
         """Driver: the lines that have come since the last call."""
-        lines = []
-        while (line := self._get(f"line/{self._next}")) is not None:
-            lines.append(line)
-            self._next += 1
+        lines: list[str] = self._ask("lines", self._taken) or []
+        self._taken += len(lines)
         return lines
 
     def request_stop(self) -> None:
         """Driver: ask the workers to stop after their current step, with a checkpoint."""
-        self._put("stop", "1")
+        self._ask("request_stop")
 
     def stop_requested(self) -> bool:
-        """Rank 0: whether the driver has asked."""
-        return self._get("stop") is not None
+        """Worker: whether the driver has asked. An answer that takes longer than a moment is for the next call."""
+        with suppress(RayError):
+            self._answer = self._answer or self._notes.stop_requested.remote()
+            if ray.wait([self._answer], timeout=_MOMENT_SECONDS)[0]:
+                answer, self._answer = self._answer, None
+                return bool(ray.get(answer))
+        return False
 
-    def clear(self) -> None:
+    def close(self) -> None:
         """Driver: remove all notes in the end; the cluster may live on."""
-        _internal_kv_del(self._key(""), del_by_prefix=True, namespace=_NAMESPACE)
+        with suppress(RayError):
+            ray.kill(self._notes)
 
-    def _get(self, note: str) -> str | None:
-        found = _internal_kv_get(self._key(note), namespace=_NAMESPACE)
-        return None if found is None else found.decode()
-
-    def _put(self, note: str, text: str) -> None:
-        _internal_kv_put(self._key(note), text.encode(), namespace=_NAMESPACE)
-
-    def _key(self, note: str) -> bytes:
-        return f"{self._name}/{note}".encode()
+    def _ask(self, method: str, *arguments: object) -> Any:
+        """The actor's answer, or None."""
+        with suppress(RayError):
+            return ray.get(getattr(self._notes, method).remote(*arguments), timeout=_PATIENCE_SECONDS)
+        return None
 
 
 class StopWatch:

@@ -15,7 +15,7 @@ from ray.train import UserCallback
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
 
-from renege_ray.cluster.session.mailbox import StopWatch
+from renege_ray.cluster.session.mailbox import Mailbox, StopWatch
 from renege_ray.cluster.sweep.trial import (
     REPORT,
     SweepJob,
@@ -46,8 +46,7 @@ class GroupTrial(ray.tune.Trainable):
 
     def setup(self, config: dict[str, Any], job: SweepJob) -> None:
         """Start the group."""
-        self._mailbox = job.mailbox(config["folder"])
-        self._mailbox.clear()
+        self._mailbox = Mailbox()
         self._reports = Queue(actor_options={"num_cpus": 0})
         self._failure: TrialReport | None = None
         self._thread = threading.Thread(target=self._fit, args=(config, job), daemon=True)
@@ -69,13 +68,13 @@ class GroupTrial(ray.tune.Trainable):
         """See the group end: after its last report, or early, for which its workers are asked."""
         self._mailbox.request_stop()
         self._thread.join()
-        self._mailbox.clear()
+        self._mailbox.close()
         self._reports.shutdown()
 
     def _fit(self, config: dict[str, Any], job: SweepJob) -> None:
         trainer = TorchTrainer(
             train_in_group,
-            train_loop_config={"given": config, "job": job},
+            train_loop_config={"given": config, "job": job, "mailbox": self._mailbox},
             scaling_config=ray.train.ScalingConfig(
                 num_workers=job.shape.workers,
                 use_gpu=bool(job.shape.gpus),
@@ -122,7 +121,7 @@ def train_in_group(parameters: dict[str, Any]) -> None:
         tell(failure(problem))
         return
     resume = checkpoint_of_rank_zero(CheckpointStore(trial_root(job.root, task.folder)), workers)
-    stop = StopWatch(job.mailbox(task.folder), workers.rank)
+    stop = StopWatch(parameters["mailbox"], workers.rank)
     try:
         run_trial(job, task, workers, device, tell, resume, stop)
     except (TrialError, TrainingError, UserError) as error:  # the same on every rank, and no restart would help

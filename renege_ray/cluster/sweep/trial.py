@@ -15,7 +15,6 @@ import ray.tune
 import torch
 
 from renege_ray.cluster.pipelines.chunk_worker import worker_device
-from renege_ray.cluster.session.mailbox import Mailbox
 from renege_ray.cluster.session.resources import TrialShape
 from renege_ray.cluster.training.checkpoints import CheckpointStore, checkpoint_name
 from renege_ray.config.run import RunConfig, parse_config, to_mapping
@@ -63,10 +62,6 @@ class SweepJob:
     root: str
     objectives: tuple[str, ...]
     shape: TrialShape
-
-    def mailbox(self, folder: str) -> Mailbox:
-        """Where the workers of a trial are asked to stop."""
-        return Mailbox(trial_root(self.root, folder))
 
     def inputs_of(self, config: RunConfig) -> Inputs:
         """The prompts and the initial embedding of a trial, read here only where the space varies them."""

@@ -7,6 +7,7 @@ from typing import Any
 from renege_ray.cluster.job import tracked_run
 from renege_ray.cluster.plan import describe_plan
 from renege_ray.cluster.session import ray_session as session  # first: it sets up Ray's environment
+from renege_ray.cluster.session.mailbox import Mailbox
 from renege_ray.cluster.session.resources import WorkerShape, worker_shape
 from renege_ray.cluster.session.signals import StopRequest, run_until_stopped
 from renege_ray.cluster.tracking.runs import RunLog, resolve_uri
@@ -79,7 +80,7 @@ def _train(config: RunConfig, inputs: Inputs, shape: WorkerShape, log: RunLog) -
         tracking_uri=log.uri,
         run_id=log.run_id,
     )
-    mailbox = job.mailbox
+    mailbox = Mailbox()
     request = StopRequest()
 
     def stop() -> None:
@@ -91,12 +92,12 @@ def _train(config: RunConfig, inputs: Inputs, shape: WorkerShape, log: RunLog) -
             print(line, flush=True)
 
     try:
-        outcome = run_until_stopped(lambda: _fit(job, shape), stop, request, meanwhile=show)
+        outcome = run_until_stopped(lambda: _fit(job, mailbox, shape), stop, request, meanwhile=show)
     except TrainingFailure as failure:
         outcome = {"status": "failed", "error": str(failure)}
         (config.output_dir / ERROR_FILE).write_text(f"{failure.__cause__}\n", encoding="utf-8")
     show()
-    mailbox.clear()
+    mailbox.close()
     go_on = f"--resume {config.output_dir}"
     if outcome["status"] == "failed":
         log.finish("failed")
@@ -116,14 +117,14 @@ class TrainingFailure(RuntimeError):
     """Ray Train gave up; the message is one line."""
 
 
-def _fit(job: TrainJob, shape: WorkerShape) -> dict[str, Any]:
+def _fit(job: TrainJob, mailbox: Mailbox, shape: WorkerShape) -> dict[str, Any]:
     """Start the trainer and wait; returns what rank 0 returned."""
     import ray.train
     from ray.train.torch import TorchTrainer
 
     trainer = TorchTrainer(
         train_loop,
-        train_loop_config={"job": job},
+        train_loop_config={"job": job, "mailbox": mailbox},
         scaling_config=ray.train.ScalingConfig(
             num_workers=(shape.min_workers, shape.max_workers) if shape.elastic else shape.max_workers,
             use_gpu=bool(shape.gpus),

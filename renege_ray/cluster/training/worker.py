@@ -48,17 +48,13 @@ class TrainJob:
     tracking_uri: str
     run_id: str | None
 
-    @property
-    def mailbox(self) -> Mailbox:
-        """Where rank 0 and the driver leave notes for each other."""
-        return Mailbox(f"{self.root}/{self.attempt}")
-
 
 def train_loop(parameters: dict[str, Any]) -> dict[str, Any]:
-    """The training function of Ray Train; `parameters["job"]` is a `TrainJob`. Returns what the driver cannot know
+    """The training function of Ray Train, with a `TrainJob` and its `Mailbox`. Returns what the driver cannot know
     without the models: plain values, since Ray refuses to return tensors.
     """
     job: TrainJob = parameters["job"]
+    mailbox: Mailbox = parameters["mailbox"]
     workers = this_worker()
     resume = checkpoint_of_rank_zero(CheckpointStore(job.root), workers)
     torch.set_num_threads(resume.threads if resume else job.threads)
@@ -67,7 +63,7 @@ def train_loop(parameters: dict[str, Any]) -> dict[str, Any]:
     if isinstance(models, str):
         return {"status": "failed", "error": models}
     model, rewards = models
-    reporter = _Reporter(job, model, workers, resume)
+    reporter = _Reporter(job, mailbox, model, workers, resume)
     try:
         result = train_global(
             job.config,
@@ -78,7 +74,7 @@ def train_loop(parameters: dict[str, Any]) -> dict[str, Any]:
             initial=job.initial,
             resume=resume,
             report=reporter.report,
-            asked_to_stop=StopWatch(job.mailbox, workers.rank),
+            asked_to_stop=StopWatch(mailbox, workers.rank),
         )
     except TrainingError as error:  # the same on every rank, and no restart would help
         reporter.close()
@@ -105,10 +101,11 @@ class _Reporter:
     together).
     """
 
-    def __init__(self, job: TrainJob, model: TextToImage, workers: Workers, resume: TrainingState | None) -> None:
-        self._job, self._rank = job, workers.rank
+    def __init__(
+        self, job: TrainJob, mailbox: Mailbox, model: TextToImage, workers: Workers, resume: TrainingState | None
+    ) -> None:
+        self._job, self._mailbox, self._rank = job, mailbox, workers.rank
         self._log = _run_log(job) if self._rank == 0 else None
-        self._mailbox = job.mailbox
         self._samples, self._seconds, self._warm = 0, 0.0, False
         if self._rank != 0:
             return
