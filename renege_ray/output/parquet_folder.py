@@ -6,6 +6,7 @@ is done, and nothing else is. It may lie on any filesystem that pyarrow knows.
 
 import math
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch import Tensor
 SUFFIX = ".parquet"
 
 
-class ParquetFolder:
+class ParquetFolder(ABC):
     """The files of a table.
 
     Attributes:
@@ -31,6 +32,10 @@ class ParquetFolder:
     def create(self) -> None:
         """Make the folder."""
         self.filesystem.create_dir(self.path, recursive=True)
+
+    @abstractmethod
+    def ids(self) -> set[str]:
+        """The ids of all rows."""
 
     def files(self) -> list[str]:
         """The paths of the files that are whole, in the table's filesystem."""

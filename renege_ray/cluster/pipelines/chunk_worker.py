@@ -6,10 +6,11 @@ is what has no row yet.
 """
 
 import time
+import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
@@ -26,20 +27,19 @@ from renege_ray.output.parquet_folder import ParquetFolder
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineJob:
-    """All that a worker needs; it travels to machines that may not see the driver's files.
-
-    root: of the table. session: of this start of the job; deaths of workers count within it. threads: torch threads on
-    the CPU.
-    """
+    """All that a worker needs; it travels to machines that may not see the driver's files."""
 
     config: RunConfig
     root: str
-    session: str
+    """Of the table."""
+    session: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
+    """Of this start of the job; deaths of workers count within it."""
     threads: int
+    """Of torch on the CPU."""
 
 
 class HasId(Protocol):
-    """What is computed: one row, or several, under one name."""
+    """What is computed: a dataclass of texts and numbers that has a row in the table."""
 
     @property
     def id(self) -> str:
@@ -55,12 +55,22 @@ def worker_device() -> torch.device:
     return torch.device("cuda" if ray.get_gpu_ids() else "cpu")
 
 
+def as_block(chunk: Sequence[HasId]) -> pa.Table:
+    """A chunk as a block of Ray Data. `ChunkWorker` makes items of it again."""
+    return pa.Table.from_pylist([vars(item) for item in chunk])
+
+
 class ChunkWorker(ABC, Generic[Item]):
     """A callable for `Dataset.map_batches`: chunks of items in, one line of figures a chunk out."""
 
-    def __init__(self, job: PipelineJob, mailbox: Mailbox, table: ParquetFolder) -> None:
+    item: Callable[..., Item]
+    """The class of items."""
+    table: Callable[[str], ParquetFolder]
+    """The class of the table, which is made of its root."""
+
+    def __init__(self, job: PipelineJob, mailbox: Mailbox) -> None:
         """Load everything."""
-        self._job, self._config, self._mailbox, self._table = job, job.config, mailbox, table
+        self._job, self._config, self._mailbox, self._table = job, job.config, mailbox, self.table(job.root)
         started = time.monotonic()
         torch.set_num_threads(job.threads)
         with self._telling_the_driver(), self._counted_start():
@@ -71,14 +81,6 @@ class ChunkWorker(ABC, Generic[Item]):
     @abstractmethod
     def _load(self) -> None:
         """Load models and rewards."""
-
-    @abstractmethod
-    def _items(self, chunk: pa.Table) -> Sequence[Item]:
-        """The items of a block; there is at least one."""
-
-    @abstractmethod
-    def _done(self) -> set[str]:
-        """The ids of the items that have their rows."""
 
     @abstractmethod
     def _compute(self, items: Sequence[Item]) -> None:
@@ -95,14 +97,14 @@ class ChunkWorker(ABC, Generic[Item]):
     def __call__(self, chunk: pa.Table) -> dict[str, np.ndarray]:
         """Compute a chunk, but for what has its rows already."""
         with self._telling_the_driver():
-            figures = self._work_on(self._items(chunk))
+            figures = self._work_on([self.item(**row) for row in chunk.to_pylist()])
         return {name: np.array([float(value)]) for name, value in figures.items()}
 
     def _work_on(self, items: Sequence[Item]) -> dict[str, float]:
         started, before = time.monotonic(), self._counters()
         path = journal_path(self._table.path, self._job.session, items[0].id.replace("/", "-"))
         self._journal = KillJournal(self._table.filesystem, path)
-        done = self._done() if self._journal.restarted else set()
+        done = self._table.ids() if self._journal.restarted else set()
         missing = [item for item in items if item.id not in done]
         kills = self._journal.kills
         lost = [item for item in missing if kills.get(item.id, 0) >= MAX_KILLS]

@@ -1,15 +1,12 @@
 """The job `evaluate` on Ray Data: check, make and score images on a pool of actors, report on all of them."""
 
-import sys
-import uuid
 from collections.abc import Mapping, Sequence
-
-import pyarrow as pa
+from functools import partial
 
 from renege_ray.cluster.job import run_repeatable, workers_on
 from renege_ray.cluster.pipelines.evaluation_results import keep_results
-from renege_ray.cluster.pipelines.evaluation_worker import EvaluateWorker, EvaluationJob, chunk_table
-from renege_ray.cluster.pipelines.pipeline import Watch, end_early, run_chunks
+from renege_ray.cluster.pipelines.evaluation_worker import EvaluateWorker, EvaluationJob
+from renege_ray.cluster.pipelines.pipeline import run_pipeline
 from renege_ray.cluster.plan import describe_evaluation_plan
 from renege_ray.cluster.session import ray_session  # noqa: F401 (first: it sets up Ray's environment)
 from renege_ray.cluster.session.resources import WorkerShape
@@ -45,47 +42,45 @@ def _plan(config: RunConfig, inputs: EvaluationInputs) -> str:
 def _evaluate(config: RunConfig, inputs: EvaluationInputs, shape: WorkerShape, log: RunLog) -> int:
     """Run the pipeline to its end, however that comes, and close the run accordingly."""
     shared = shared_folder(config.output_dir, config.cluster.storage_path)
-    table = EvaluationTable(f"{shared}/rows-{inputs.key}")
-    table.create()
-    table.remove_leftovers()
-    wanted = {image.id for image in inputs.images}
-    done = table.ids() & wanted
-    missing = [image for image in inputs.images if image.id not in done]
-    if done:
-        print(f"{len(done)} of {len(wanted)} images have a row already", flush=True)
     job = EvaluationJob(
         config=config,
-        root=table.root,
-        session=uuid.uuid4().hex[:12],
+        root=f"{shared}/rows-{inputs.key}",
         threads=shape.threads,
         negatives=inputs.negatives,
         images=f"{shared}/images",
     )
     labels = {negative.key: negative.label for negative in inputs.negatives}
-    watch = Watch(table, job.session, EvaluationProgress(labels, wanted), log, len(wanted), "images", _words)
-    outcome = run_chunks(EvaluateWorker, job, _chunks(config, inputs, missing, shape), shape, watch.look)
-    table.remove_leftovers()
-    present = table.ids() & wanted
-    code = end_early(outcome, log, "the evaluation", len(present))
-    if code is not None:
-        return code
-    if len(present) < len(wanted):
-        print(f"{len(wanted) - len(present)} images have no row; the same command goes on with them", file=sys.stderr)
-    return keep_results(config, inputs, table.frame(labels, wanted), shared, outcome.figures, log)
+    wanted = {image.id for image in inputs.images}
+    outcome = run_pipeline(
+        EvaluateWorker,
+        job,
+        inputs.images,
+        partial(_chunks, config, inputs, shape),
+        shape,
+        EvaluationProgress(labels, wanted),
+        log,
+        work="the evaluation",
+        unit="images",
+        words=_words,
+    )
+    if outcome.code is not None:
+        return outcome.code
+    return keep_results(config, inputs, EvaluationTable(job.root).frame(labels, wanted), job.images, outcome, log)
 
 
 def _chunks(
-    config: RunConfig, inputs: EvaluationInputs, images: Sequence[ImageToMake], shape: WorkerShape
-) -> list[pa.Table]:
+    config: RunConfig, inputs: EvaluationInputs, shape: WorkerShape, images: Sequence[ImageToMake]
+) -> list[Sequence[ImageToMake]]:
     """Chunks of one model each, small enough for all workers to have one."""
     by_model: dict[str, list[ImageToMake]] = {}
     for image in images:
         by_model.setdefault(inputs.negatives[image.method].method.model, []).append(image)
-    batch, chunks = config.evaluation.batch_size, []
+    batch = config.evaluation.batch_size
+    chunks: list[Sequence[ImageToMake]] = []
     for group in by_model.values():
         share = -(-len(group) // (shape.max_workers * batch)) * batch
         size = min(CHUNK_BATCHES * batch, share)
-        chunks += [chunk_table(group[start : start + size]) for start in range(0, len(group), size)]
+        chunks += [group[start : start + size] for start in range(0, len(group), size)]
     return chunks
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from renege_ray.cluster.pipelines.pipeline import Outcome
 from renege_ray.cluster.tracking.run_log import RunLog
 from renege_ray.config.run import RunConfig
 from renege_ray.evaluation.comparison import BLACK, FAILED, NAN, Comparison
@@ -29,16 +30,15 @@ def keep_results(
     config: RunConfig,
     inputs: EvaluationInputs,
     table: pd.DataFrame,
-    shared: str,
-    figures: dict[str, float],
+    images: str,
+    outcome: Outcome,
     log: RunLog,
 ) -> int:
     """Write the table, the report and the summary below the output folder; tell MLflow; print the last lines.
 
     Args:
         table: a row for each image that there is.
-        shared: where workers put images and rows.
-        figures: the sums of what the chunks told; empty if there was nothing left to do.
+        images: the folder of the images.
 
     Returns:
         The exit code: 0 if every image has its row, and no more of them failed than are allowed.
@@ -57,16 +57,16 @@ def keep_results(
         judge_scores=roles.judges,
         title=f"{', '.join(methods)} on {config.model.id}",
         notes=[_settings(config, inputs), *inputs.notes],
-        images_root=Path(shared) / "images",
+        images_root=Path(images),
     )
     comparison = Comparison.from_table(table, names, methods)
     with whole_file(folder / "images.parquet") as path:
         table.to_parquet(path, index=False)
     text = results_text(comparison, roles.train)
     write_text(folder / "results.txt", text)
-    metrics = comparison.metrics() | performance(figures)
+    metrics = comparison.metrics() | performance(outcome.figures)
     log.metrics(len(table), metrics)
-    failed, missing = int((table["status"] == FAILED).sum()), len(inputs.images) - len(table)
+    failed, missing = int((table["status"] == FAILED).sum()), outcome.missing
     too_many = failed > config.evaluation.max_failed
     artifacts = {"config": CONFIG_FILE, "table": "results.txt", "images": "images.parquet"}
     log.finish(

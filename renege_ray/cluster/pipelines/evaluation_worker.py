@@ -4,11 +4,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import pyarrow as pa
 import pyarrow.fs
 
 from renege_ray.cluster.pipelines.chunk_worker import ChunkWorker, PipelineJob, worker_device
-from renege_ray.cluster.session.mailbox import Mailbox
 from renege_ray.embeddings.negatives import Negative
 from renege_ray.evaluation.images import ImageMaker, Loaders, Row
 from renege_ray.evaluation.inputs import scores_of
@@ -30,20 +28,11 @@ class EvaluationJob(PipelineJob):
     images: str
 
 
-def chunk_table(images: Sequence[ImageToMake]) -> pa.Table:
-    """A chunk as a block of Ray Data."""
-    return pa.Table.from_pylist([vars(image) for image in images])
-
-
 class EvaluateWorker(ChunkWorker[ImageToMake]):
     """Makes and scores images, a row each."""
 
+    item, table = ImageToMake, EvaluationTable
     _job: EvaluationJob
-    _table: EvaluationTable
-
-    def __init__(self, job: EvaluationJob, mailbox: Mailbox) -> None:
-        """Load everything."""
-        super().__init__(job, mailbox, EvaluationTable(job.root))
 
     def _load(self) -> None:
         config, device = self._config, worker_device()
@@ -59,12 +48,6 @@ class EvaluateWorker(ChunkWorker[ImageToMake]):
         self._schema = table_schema(self._maker.names)
         self._files, self._images = pyarrow.fs.FileSystem.from_uri(self._job.images)
         self._folders: set[str] = set()
-
-    def _items(self, chunk: pa.Table) -> list[ImageToMake]:
-        return [ImageToMake(**row) for row in chunk.to_pylist()]
-
-    def _done(self) -> set[str]:
-        return self._table.ids()
 
     def _compute(self, items: Sequence[ImageToMake]) -> None:
         """A file of rows every few seconds: what is lost with a worker is no more than that."""

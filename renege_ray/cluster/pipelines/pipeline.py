@@ -11,11 +11,9 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
-import pyarrow as pa
-
-from renege_ray.cluster.pipelines.chunk_worker import ChunkWorker, PipelineJob
+from renege_ray.cluster.pipelines.chunk_worker import ChunkWorker, Item, PipelineJob, as_block
 from renege_ray.cluster.pipelines.kill_journal import work_has_begun
 from renege_ray.cluster.session.mailbox import Mailbox
 from renege_ray.cluster.session.resources import WorkerShape
@@ -31,49 +29,80 @@ SECONDS_BETWEEN_LINES = 10.0
 
 @dataclass
 class Outcome:
-    """How a pipeline ended.
-
-    figures: the sums of what its chunks told; empty if there was nothing to do. error: what stopped it, if anything
-    did. stop: whether, and by which signal, it was asked to stop.
-    """
+    """How a pipeline ended."""
 
     figures: dict[str, float] = field(default_factory=dict)
+    """The sums of what its chunks told; empty if there was nothing to do."""
     error: str = ""
-    stop: StopRequest = field(default_factory=StopRequest)
+    """What stopped it, if anything did."""
+    missing: int = 0
+    """How many items have no row."""
+    code: int | None = None
+    """The exit code of a pipeline that failed or was stopped; None if it came to its end."""
 
 
-def run_chunks(
-    worker: type[ChunkWorker[Any]],
+def run_pipeline(
+    worker: type[ChunkWorker[Item]],
     job: PipelineJob,
-    chunks: Sequence[pa.Table],
+    items: Sequence[Item],
+    cut: Callable[[Sequence[Item]], Sequence[Sequence[Item]]],
     shape: WorkerShape,
-    meanwhile: Callable[[], None],
+    progress: "Progress",
+    log: RunLog,
+    *,
+    work: str,
+    unit: str,
+    words: Callable[[Mapping[str, float]], str],
 ) -> Outcome:
-    """Have actors of a class compute chunks, until these are done, or a signal asks to stop.
+    """Compute what has no row yet, until all is done, or a signal asks to stop; close the run where it came to no end.
 
     Args:
-        worker: made of the job and a mailbox.
-        meanwhile: called now and then.
+        worker: of what class the actors are.
+        items: all of them.
+        cut: makes chunks of the items that have no row.
+        work: what the job does, such as "tuning".
+        unit: what a row is, in the plural.
+        words: the aggregates for the line of progress.
     """
-    request = StopRequest()
-
-    def stop() -> None:
-        print("stopping; finished rows are kept (a second signal stops at once)", flush=True)
-        mailbox.request_stop()
-
-    outcome = Outcome()
-    if chunks:
+    table = worker.table(job.root)
+    table.create()
+    table.remove_leftovers()
+    done = table.ids()
+    missing = [item for item in items if item.id not in done]
+    if len(missing) < len(items):
+        print(f"{len(items) - len(missing)} of {len(items)} {unit} have a row already", flush=True)
+    request, outcome = StopRequest(), Outcome()
+    if missing:
+        watch = Watch(table, job.session, progress, log, len(missing), unit, words)
         mailbox = Mailbox()  # where the driver asks to stop, and workers say why they failed
-        outcome = run_until_stopped(
-            lambda: _run(worker, job, mailbox, chunks, shape), stop, request, meanwhile=meanwhile
-        )
+
+        def stop() -> None:
+            print("stopping; finished rows are kept (a second signal stops at once)", flush=True)
+            mailbox.request_stop()
+
+        def compute() -> Outcome:
+            return _compute(worker, job, mailbox, cut(missing), shape)
+
+        outcome = run_until_stopped(compute, stop, request, meanwhile=watch.look)
         mailbox.close()
-    outcome.stop = request
+        table.remove_leftovers()
+    progress.update(table)
+    outcome.missing = len({item.id for item in items} - table.ids())
+    if request.signal is not None or outcome.error:
+        log.finish("failed" if outcome.error else "interrupted")
+        why = f"{work} failed: {outcome.error}" if outcome.error else "interrupted"
+        print(f"{why}; {progress.rows} rows are kept, go on by --resume {log.output_dir}", file=sys.stderr)
+        print(log.review(), flush=True)
+        outcome.code = 1 if outcome.error else request.exit_code
     return outcome
 
 
-def _run(
-    worker: type[ChunkWorker[Any]], job: PipelineJob, mailbox: Mailbox, chunks: Sequence[pa.Table], shape: WorkerShape
+def _compute(
+    worker: type[ChunkWorker[Item]],
+    job: PipelineJob,
+    mailbox: Mailbox,
+    chunks: Sequence[Sequence[Item]],
+    shape: WorkerShape,
 ) -> Outcome:
     """Run the chunks on Ray Data; what they tell is all that comes back to the driver."""
     import ray.data
@@ -87,7 +116,7 @@ def _run(
     try:
         # Ray's defaults are what is wanted: a task is done again when its worker dies, max_errored_blocks is 0. How
         # often a worker may die is for `kill_journal` to say.
-        told = ray.data.from_arrow(list(chunks)).map_batches(
+        told = ray.data.from_arrow([as_block(chunk) for chunk in chunks]).map_batches(
             worker,
             fn_constructor_args=(job, mailbox),
             batch_size=max(map(len, chunks)),  # a whole block: with GPUs, Ray wants the number
@@ -118,22 +147,6 @@ def quiet_console() -> None:
             handler.setLevel(logging.CRITICAL)
 
 
-def end_early(outcome: Outcome, log: RunLog, what: str, rows: int) -> int | None:
-    """Close the run of a pipeline that has failed or was stopped, and return the exit code; None if it is complete.
-
-    Args:
-        what: what the job does, such as "tuning".
-        rows: how many there are.
-    """
-    if outcome.stop.signal is None and not outcome.error:
-        return None
-    log.finish("failed" if outcome.error else "interrupted")
-    why = f"{what} failed: {outcome.error}" if outcome.error else "interrupted"
-    print(f"{why}; {rows} rows are kept, go on by --resume {log.output_dir}", file=sys.stderr)
-    print(log.review(), flush=True)
-    return 1 if outcome.error else outcome.stop.exit_code
-
-
 class Progress(Protocol):
     """The rows that there are, and what they say so far."""
 
@@ -160,16 +173,17 @@ class Watch:
         session: str,
         progress: Progress,
         log: RunLog,
-        total: int,
+        missing: int,
         unit: str,
         words: Callable[[Mapping[str, float]], str],
     ) -> None:
-        """`session`: of the job. `unit`: what a row is, in the plural. `words`: the aggregates for the line."""
+        """`session`: of the job. `missing`: how many rows are to come. The others: see `run_pipeline`."""
         self._session, self._working = session, False
-        self._table, self._log, self._total, self._unit, self._words = table, log, total, unit, words
+        self._table, self._log, self._unit, self._words = table, log, unit, words
         self._progress = progress
         self._progress.update(table)
         self._first = self._progress.rows
+        self._total = self._first + missing
         self._started = self._last_line = time.monotonic()
         self._next_look = 0.0
 
@@ -184,10 +198,8 @@ class Watch:
             self._started = now
         if not self._progress.update(self._table):
             return
-        done, rate = (
-            self._progress.rows,
-            (self._progress.rows - self._first) / max(now - self._started, SECONDS_BETWEEN_LOOKS),
-        )
+        done = self._progress.rows
+        rate = (done - self._first) / max(now - self._started, SECONDS_BETWEEN_LOOKS)
         left = (self._total - done) / rate if rate else 0.0
         metrics = self._progress.live_metrics()
         self._log.metrics(done, metrics | {f"perf/{self._unit}_per_second": rate, "perf/eta_seconds": left})

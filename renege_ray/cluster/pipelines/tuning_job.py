@@ -1,12 +1,12 @@
 """The job `tune_prompts` on Ray Data: check, tune on a pool of actors, keep the table and what it says."""
 
-import uuid
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from renege_ray.cluster.job import run_repeatable, workers_on
-from renege_ray.cluster.pipelines.pipeline import Watch, end_early, run_chunks
+from renege_ray.cluster.pipelines.pipeline import run_pipeline
 from renege_ray.cluster.pipelines.tuning_results import keep_results
-from renege_ray.cluster.pipelines.tuning_worker import PromptWorker, TuningJob, chunk_table
+from renege_ray.cluster.pipelines.tuning_worker import PromptWorker, TuningJob
 from renege_ray.cluster.plan import describe_tuning_plan
 from renege_ray.cluster.session import ray_session  # noqa: F401 (first: it sets up Ray's environment)
 from renege_ray.cluster.session.resources import WorkerShape
@@ -15,7 +15,7 @@ from renege_ray.cluster.training.checkpoints import shared_folder
 from renege_ray.config.run import RunConfig
 from renege_ray.tuning.inputs import TuningInputs, read_tuning_inputs
 from renege_ray.tuning.report import TuningReport
-from renege_ray.tuning.table import PromptToTune, TuningTable
+from renege_ray.tuning.table import PromptToTune
 
 JOB = "tune_prompts"
 # A chunk's last prompts leave slots empty: with 8 prompts a slot, that is a twentieth of the time.
@@ -43,30 +43,25 @@ def _plan(config: RunConfig, inputs: TuningInputs) -> str:
 def _tune(config: RunConfig, inputs: TuningInputs, shape: WorkerShape, log: RunLog) -> int:
     """Run the pipeline to its end, however that comes, and close the run accordingly."""
     root = f"{shared_folder(config.output_dir, config.cluster.storage_path)}/prompts-{inputs.key}"
-    table = TuningTable(root)
-    table.create()
-    table.remove_leftovers()
-    done = table.ids()
-    missing = [prompt for prompt in inputs.prompts if prompt.id not in done]
-    if len(missing) < len(inputs.prompts):
-        print(f"{len(inputs.prompts) - len(missing)} of {len(inputs.prompts)} prompts have a row already", flush=True)
-    job = TuningJob(
-        config=config, initial=inputs.initial, root=root, session=uuid.uuid4().hex[:12], threads=shape.threads
+    job = TuningJob(config=config, initial=inputs.initial, root=root, threads=shape.threads)
+    outcome = run_pipeline(
+        PromptWorker,
+        job,
+        inputs.prompts,
+        partial(_chunks, config, shape),
+        shape,
+        TuningReport(),
+        log,
+        work="tuning",
+        unit="prompts",
+        words=_words,
     )
-    watch = Watch(table, job.session, TuningReport(), log, len(done) + len(missing), "prompts", _words)
-    chunks = [chunk_table(chunk) for chunk in _chunks(config, missing, shape)]
-    outcome = run_chunks(PromptWorker, job, chunks, shape, watch.look)
-    table.remove_leftovers()
-    report = TuningReport()
-    report.update(table)
-    code = end_early(outcome, log, "tuning", report.rows)
-    if code is not None:
-        return code
-    lost = len({prompt.id for prompt in inputs.prompts} - table.ids())
-    return keep_results(config, job, table, report, shape, outcome.figures, log, lost)
+    if outcome.code is not None:
+        return outcome.code
+    return keep_results(config, job, shape, outcome, log)
 
 
-def _chunks(config: RunConfig, prompts: Sequence[PromptToTune], shape: WorkerShape) -> list[Sequence[PromptToTune]]:
+def _chunks(config: RunConfig, shape: WorkerShape, prompts: Sequence[PromptToTune]) -> list[Sequence[PromptToTune]]:
     """Chunks that keep slots full, and small enough for all workers to have one."""
     slots = config.tuning.slots
     size = min(CHUNK_ROUNDS * slots, max(slots, -(-len(prompts) // shape.max_workers)))

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from renege_ray.cluster.pipelines.chunk_worker import worker_device
+from renege_ray.cluster.pipelines.pipeline import Outcome
 from renege_ray.cluster.pipelines.tuning_worker import TuningJob, initial_embedding
 from renege_ray.cluster.session.resources import WorkerShape
 from renege_ray.cluster.tracking.run_log import RunLog
@@ -34,23 +35,18 @@ GALLERY_EACH = 3
 def keep_results(
     config: RunConfig,
     job: TuningJob,
-    table: TuningTable,
-    report: TuningReport,
     shape: WorkerShape,
-    figures: dict[str, float],
+    outcome: Outcome,
     log: RunLog,
-    missing: int,
 ) -> int:
     """Write table, figures, gallery and summary below the output folder; tell MLflow; print the last lines.
-
-    Args:
-        figures: the sums of what the chunks told; empty if there was nothing left to do.
-        missing: how many prompts have no row.
 
     Returns:
         The exit code: 0 if no more prompts failed than are allowed, and every prompt has its row.
     """
-    folder = config.output_dir
+    folder, missing = config.output_dir, outcome.missing
+    table, report = TuningTable(job.root), TuningReport()
+    report.update(table)
     results = folder / "results.txt"
     results.write_text(report.text(), encoding="utf-8")
     artifacts = {
@@ -61,12 +57,12 @@ def keep_results(
     if report.failed < report.rows:
         artifacts["distributions"] = log.image("distributions", draw_distributions(report), report.rows)
         artifacts["gallery"] = log.image("gallery", _gallery(job, report, shape), report.rows)
-    metrics = report.metrics() | _performance(report, figures)
+    metrics = report.metrics() | _performance(outcome.figures)
     log.metrics(report.rows, metrics | report.live_metrics())
     artifacts |= _send_table(table, folder, log)
     log.describe(results)
     too_many = report.failed > config.tuning.max_failed
-    log.finish("failed" if too_many or missing > 0 else "finished", artifacts=artifacts, metrics=metrics)
+    log.finish("failed" if too_many or missing else "finished", artifacts=artifacts, metrics=metrics)
     print(results.read_text(encoding="utf-8"))
     if too_many:
         reasons = dict.fromkeys(report["error"][report["status"] == "failed"])
@@ -75,16 +71,16 @@ def keep_results(
             f"the first reason: {next(iter(reasons))}",
             file=sys.stderr,
         )
-    if missing > 0:
+    if missing:
         print(f"{missing} prompts have no row; the same command goes on with them", file=sys.stderr)
     if "gallery" in artifacts:
         print(f"best, median and worst: {shown_path(artifacts['gallery'])}")
     print(f"embeddings: {shown_path(Path(table.path)) if folder in Path(table.path).parents else table.root}")
     print(log.review(), flush=True)
-    return int(too_many or missing > 0)
+    return int(bool(too_many or missing))
 
 
-def _performance(report: TuningReport, figures: dict[str, float]) -> dict[str, float]:
+def _performance(figures: dict[str, float]) -> dict[str, float]:
     """Of this start of the job alone."""
     if not figures.get("slot_steps"):
         return {}

@@ -4,11 +4,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import pyarrow as pa
 from torch import Tensor
 
 from renege_ray.cluster.pipelines.chunk_worker import ChunkWorker, PipelineJob, worker_device
-from renege_ray.cluster.session.mailbox import Mailbox
 from renege_ray.config.fingerprint import fingerprint
 from renege_ray.config.run import RunConfig
 from renege_ray.method.embedding import EmbeddingMetadata
@@ -30,11 +28,6 @@ class TuningJob(PipelineJob):
     initial: Tensor | None
 
 
-def chunk_table(prompts: Sequence[PromptToTune]) -> pa.Table:
-    """A chunk as a block of Ray Data."""
-    return pa.table({"prompt": [p.prompt for p in prompts], "category": [p.category for p in prompts]})
-
-
 def initial_embedding(config: RunConfig, loaded: Tensor | None, model: TextToImage, encoded: EncodedPrompts) -> Tensor:
     """Candidate 0 of every prompt, (1, L, D) on the CPU: the file's, or the named text's."""
     if loaded is None:
@@ -45,12 +38,8 @@ def initial_embedding(config: RunConfig, loaded: Tensor | None, model: TextToIma
 class PromptWorker(ChunkWorker[PromptToTune]):
     """Tunes prompts, a row each, and writes a file for as many as there are slots."""
 
+    item, table = PromptToTune, TuningTable
     _job: TuningJob
-    _table: TuningTable
-
-    def __init__(self, job: TuningJob, mailbox: Mailbox) -> None:
-        """Load everything."""
-        super().__init__(job, mailbox, TuningTable(job.root))
 
     def _load(self) -> None:
         config, device = self._config, worker_device()
@@ -72,12 +61,6 @@ class PromptWorker(ChunkWorker[PromptToTune]):
             package_version=__version__,
         )
         self._schema = table_schema(self._scores.names, self._model.embedding_layout, metadata.to_header())
-
-    def _items(self, chunk: pa.Table) -> list[PromptToTune]:
-        return [PromptToTune(row["prompt"], row["category"]) for row in chunk.to_pylist()]
-
-    def _done(self) -> set[str]:
-        return self._table.ids()
 
     def _counters(self) -> dict[str, float]:
         return {"slot_steps": self._tuner.slot_steps, "slot_steps_used": self._tuner.slot_steps_used}
