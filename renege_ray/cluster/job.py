@@ -1,7 +1,6 @@
-"""How a job begins whose command, given again, goes on: check everything, then open Ray, the output folder, the run."""
+"""How a job begins: check everything, then open Ray, the output folder, the run."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol, TypeVar
 
@@ -28,6 +27,13 @@ Inputs = TypeVar("Inputs", bound=HasNotes)
 Shape = TypeVar("Shape")
 
 
+def check_for_models(config: RunConfig) -> None:
+    """Print all that is missing of models and rewards, and raise UserError for it."""
+    if problems := find_model_problems(config):
+        print(not_ready(problems))
+        raise first_problem(problems)
+
+
 def run_repeatable(
     name: str,
     config: RunConfig,
@@ -38,6 +44,7 @@ def run_repeatable(
     plan: Callable[[RunConfig, Inputs], str],
     work: Callable[[RunConfig, Inputs, Shape, RunLog], int],
     shape_on: Callable[[RunConfig, Sequence[Node], bool], Shape],
+    check: Callable[[RunConfig], None] = check_for_models,
 ) -> int:
     """Check everything; then print the plan, or open Ray, the output folder and the MLflow run, and do the work.
 
@@ -48,6 +55,7 @@ def run_repeatable(
         dry_run: start nothing.
         read: reads and checks what the configuration names.
         shape_on: what is to run on the machines of a cluster, which may be able to grow, such as `workers_on`.
+        check: before a dry run reads anything; names all that is missing, where `read` would name the first.
 
     Returns:
         The exit code: 0 done, 1 the work failed or too many of its items did, 130 or 143 stopped by Ctrl-C or
@@ -60,9 +68,8 @@ def run_repeatable(
     check_output_dir(config.output_dir, resume=resume)
     journal.check_job(config.output_dir, name)
     resolve_uri(config.tracking_uri, config.output_dir)
-    if dry_run and (problems := find_model_problems(config)):
-        print(not_ready(problems))
-        raise first_problem(problems)
+    if dry_run:
+        check(config)
     inputs = read(config)
     if session.uses_own_cluster():
         shape_on(config, [session.this_machine()], False)
@@ -74,22 +81,15 @@ def run_repeatable(
     with session.shaped_session(config.cluster, partial(shape_on, config)) as shape:
         make_output_dir(config.output_dir, resume=resume)
         write_config(config, config.output_dir)
-        with tracked_run(name, config) as log:
+        with open_run(
+            config.output_dir,
+            job=name,
+            experiment=config.experiment,
+            params=to_mapping(config),
+            tracking_uri=config.tracking_uri,
+        ) as log:
+            log.artifact(config.output_dir / CONFIG_FILE)
             return work(config, inputs, shape, log)
-
-
-@contextmanager
-def tracked_run(name: str, config: RunConfig) -> Iterator[RunLog]:
-    """The MLflow run of a job whose output folder has its configuration already."""
-    with open_run(
-        config.output_dir,
-        job=name,
-        experiment=config.experiment,
-        params=to_mapping(config),
-        tracking_uri=config.tracking_uri,
-    ) as log:
-        log.artifact(config.output_dir / CONFIG_FILE)
-        yield log
 
 
 def workers_on(config: RunConfig, nodes: Sequence[Node], autoscaled: bool) -> WorkerShape:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,16 +29,7 @@ class Cost:
     rewarded_images: int
 
     def __add__(self, other: "Cost") -> "Cost":
-        return Cost(*(a + b for a, b in zip(self._numbers(), other._numbers(), strict=True)))
-
-    def _numbers(self) -> tuple[int, ...]:
-        return (
-            self.denoiser_forward,
-            self.denoiser_backward,
-            self.decode_forward,
-            self.decode_backward,
-            self.rewarded_images,
-        )
+        return Cost(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
 def gradient_cost(config: RunConfig) -> Cost:
@@ -67,7 +58,7 @@ def validation_images(config: RunConfig) -> int:
     return pairs * (rounds + 1 + len(config.prompts.handwritten))
 
 
-def describe_plan(config: RunConfig, workers: str, notes: Sequence[str], problems: Sequence[UserError] = ()) -> str:
+def describe_plan(config: RunConfig, notes: Sequence[str], problems: Sequence[UserError] = ()) -> str:
     """The plan as text: what would be done, with what, at which cost, and what is in its way."""
     parts = {
         "training": gradient_cost(config),
@@ -78,7 +69,7 @@ def describe_plan(config: RunConfig, workers: str, notes: Sequence[str], problem
     lines = [
         f"model {config.model.id}, rewards {config.rewards.train}, "
         f"held out {', '.join(config.rewards.held_out) or 'none'}",
-        f"{config.optim.steps} updates of {config.optim.batch_size} samples on {workers}",
+        f"{config.optim.steps} updates of {config.optim.batch_size} samples on {config.cluster.num_workers} worker(s)",
         f"results in {config.output_dir}",
         *notes,
         *(f"{name}: {_counts(cost)}" for name, cost in parts.items()),

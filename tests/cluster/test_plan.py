@@ -30,7 +30,7 @@ def test_the_family_and_its_denoiser_are_known_without_weights(described: str, t
     for weights in tmp_path.rglob("*.safetensors"):
         weights.unlink()
     config = config_of(tmp_path)
-    line = next(line for line in describe_plan(config, "1 worker", ()).splitlines() if "PFLOP" in line)
+    line = next(line for line in describe_plan(config, ()).splitlines() if "PFLOP" in line)
     assert line.startswith(described)
     passes = gradient_cost(config) + evaluation_cost(config, validation_images(config) + 3 * config.test.num_pairs)
     per_pass = float(line.split("about ")[1].split()[0]) * 1e15 / passes.denoiser_forward
@@ -41,4 +41,4 @@ def test_a_folder_without_the_denoisers_configuration(tmp_path: Path) -> None:
     build_tiny_pipeline().save_pretrained(tmp_path)
     (tmp_path / "unet" / "config.json").unlink()
     with pytest.raises(UserError, match=r"configuration files cannot be read.*unet/config\.json"):
-        describe_plan(config_of(tmp_path), "1 worker", ())
+        describe_plan(config_of(tmp_path), ())

@@ -35,7 +35,7 @@ for _name, _value in {
 import ray  # noqa: E402 (reads the environment above)
 import torch  # noqa: E402
 
-from renege_ray.cluster.session.resources import Node, WorkerShape, worker_shape  # noqa: E402
+from renege_ray.cluster.session.resources import Node  # noqa: E402
 from renege_ray.config.jobs import ClusterConfig  # noqa: E402
 from renege_ray.errors import UserError  # noqa: E402
 
@@ -64,13 +64,6 @@ def notes_on(output_dir: Path) -> tuple[str, ...]:
         f"the results will lie in Ray's copy of the working folder, {output_dir}, which Ray removes when it needs the "
         "room: give --output-dir an absolute path to keep them",
     )
-
-
-@contextmanager
-def ray_session(config: ClusterConfig) -> Iterator[WorkerShape]:
-    """A session for one group of workers; see `shaped_session`."""
-    with shaped_session(config, lambda nodes, autoscaled: worker_shape(config, nodes, autoscaled=autoscaled)) as shape:
-        yield shape
 
 
 @contextmanager

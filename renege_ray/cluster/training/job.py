@@ -2,71 +2,65 @@
 
 import sys
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
-from renege_ray.cluster.job import tracked_run
+from renege_ray.cluster.job import run_repeatable, workers_on
 from renege_ray.cluster.plan import describe_plan
-from renege_ray.cluster.session import ray_session as session  # first: it sets up Ray's environment
+from renege_ray.cluster.session import ray_session  # noqa: F401 (first: it sets up Ray's environment)
 from renege_ray.cluster.session.mailbox import Mailbox
-from renege_ray.cluster.session.resources import WorkerShape, worker_shape
+from renege_ray.cluster.session.resources import WorkerShape
 from renege_ray.cluster.session.signals import StopRequest, run_until_stopped
-from renege_ray.cluster.tracking.runs import RunLog, resolve_uri
+from renege_ray.cluster.tracking.runs import RunLog
 from renege_ray.cluster.training.checkpoints import CheckpointStore, checkpoint_root
 from renege_ray.cluster.training.worker import TrainJob, train_loop
 from renege_ray.cluster.training.worker_group import first_cause
-from renege_ray.config.run import RunConfig, write_config
-from renege_ray.output.folder import CONFIG_FILE, check_output_dir, make_output_dir, shown_path
+from renege_ray.config.run import RunConfig
+from renege_ray.output.folder import CONFIG_FILE, shown_path
 from renege_ray.training.inputs import Inputs, check_inputs, find_problems, first_problem, read_inputs, record_inputs
 from renege_ray.training.results import Artifacts, ModelFacts, metadata_of, write_results
 from renege_ray.training.state import TrainingState
 
+JOB = "train_global"
 ERROR_FILE = "error.txt"
 _KEPT_CHECKPOINTS = 3
 
 
 def run(config: RunConfig, *, resume: bool = False, dry_run: bool = False) -> int:
-    """Train, evaluate, and write the results below `config.output_dir`.
+    """Train, evaluate, and write the results; or go on from the newest whole checkpoint. See `run_repeatable`."""
+    return run_repeatable(
+        JOB,
+        config,
+        resume=resume,
+        dry_run=dry_run,
+        check=_check,
+        read=partial(_read, resume),
+        plan=_plan,
+        work=_train,
+        shape_on=workers_on,
+    )
 
-    Args:
-        config: the whole configuration. Its output folder is made absolute: workers run elsewhere.
-        resume: go on with the run in the output folder, from its newest whole checkpoint.
-        dry_run: check everything and print the plan; start nothing.
 
-    Returns:
-        The exit code: 0 done, 1 training failed, 130 or 143 stopped by Ctrl-C or SIGTERM with a checkpoint to
-        go on from.
-
-    Raises:
-        UserError: bad input, before a model is loaded or Ray is started.
-    """
-    config = config.model_copy(update={"output_dir": config.output_dir.absolute()})
-    check_output_dir(config.output_dir, resume=resume)
-    resolve_uri(config.tracking_uri, config.output_dir)
-    workers = f"{config.cluster.num_workers} worker(s)"
-    if dry_run and (problems := find_problems(config)):
-        print(describe_plan(config, workers, (), problems))
+def _check(config: RunConfig) -> None:
+    if problems := find_problems(config):
+        print(describe_plan(config, (), problems))
         raise first_problem(problems)
+
+
+def _read(resume: bool, config: RunConfig) -> Inputs:
     inputs = read_inputs(config)
     if resume:
         check_inputs(inputs, config.output_dir)
-    if session.uses_own_cluster():
-        worker_shape(config.cluster, [session.this_machine()])
-    if dry_run:
-        print(describe_plan(config, workers, inputs.notes))
-        return 0
-    for note in (*inputs.notes, *session.notes_on(config.output_dir)):
-        print(note, flush=True)
-    with session.ray_session(config.cluster) as shape:
-        make_output_dir(config.output_dir, resume=resume)
-        if not resume:
-            record_inputs(inputs, config.output_dir)
-            write_config(config, config.output_dir)
-        with tracked_run("train_global", config) as log:
-            return _train(config, inputs, shape, log)
+    return inputs
+
+
+def _plan(config: RunConfig, inputs: Inputs) -> str:
+    return describe_plan(config, inputs.notes)
 
 
 def _train(config: RunConfig, inputs: Inputs, shape: WorkerShape, log: RunLog) -> int:
     """Run Ray Train to its end, however that comes, and close the run accordingly."""
+    record_inputs(inputs, config.output_dir)
     store = CheckpointStore(checkpoint_root(config.output_dir, config.cluster.storage_path))
     attempt = store.next_attempt()
     job = TrainJob(
@@ -74,11 +68,8 @@ def _train(config: RunConfig, inputs: Inputs, shape: WorkerShape, log: RunLog) -
         prompts=inputs.prompts,
         initial=inputs.initial,
         root=store.root,
-        attempt=attempt,
         threads=shape.threads,
-        output_dir=config.output_dir,
-        tracking_uri=log.uri,
-        run_id=log.run_id,
+        log=log,
     )
     mailbox = Mailbox()
     request = StopRequest()
@@ -92,7 +83,7 @@ def _train(config: RunConfig, inputs: Inputs, shape: WorkerShape, log: RunLog) -
             print(line, flush=True)
 
     try:
-        outcome = run_until_stopped(lambda: _fit(job, mailbox, shape), stop, request, meanwhile=show)
+        outcome = run_until_stopped(lambda: _fit(job, attempt, mailbox, shape), stop, request, meanwhile=show)
     except TrainingFailure as failure:
         outcome = {"status": "failed", "error": str(failure)}
         (config.output_dir / ERROR_FILE).write_text(f"{failure.__cause__}\n", encoding="utf-8")
@@ -117,7 +108,7 @@ class TrainingFailure(RuntimeError):
     """Ray Train gave up; the message is one line."""
 
 
-def _fit(job: TrainJob, mailbox: Mailbox, shape: WorkerShape) -> dict[str, Any]:
+def _fit(job: TrainJob, attempt: str, mailbox: Mailbox, shape: WorkerShape) -> dict[str, Any]:
     """Start the trainer and wait; returns what rank 0 returned."""
     import ray.train
     from ray.train.torch import TorchTrainer
@@ -131,7 +122,7 @@ def _fit(job: TrainJob, mailbox: Mailbox, shape: WorkerShape) -> dict[str, Any]:
             resources_per_worker=shape.resources(),
         ),
         run_config=ray.train.RunConfig(
-            name=job.attempt,
+            name=attempt,
             storage_path=job.root,
             failure_config=ray.train.FailureConfig(max_failures=job.config.cluster.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=_KEPT_CHECKPOINTS),

@@ -5,13 +5,14 @@ checkpoints.
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray.train
 import torch
 from torch import Tensor
 
 from renege_ray.cluster.session.mailbox import Mailbox, StopWatch
+from renege_ray.cluster.tracking.run_log import RunLog
 from renege_ray.cluster.training.checkpoints import CheckpointStore, checkpoint_name
 from renege_ray.cluster.training.worker_group import checkpoint_of_rank_zero, load_together, this_worker, worker_device
 from renege_ray.config.run import RunConfig
@@ -25,28 +26,21 @@ from renege_ray.training.results import ModelFacts
 from renege_ray.training.state import TrainingState
 from renege_ray.training.train import Progress, Prompts, TrainingError, train_global
 
-if TYPE_CHECKING:
-    from renege_ray.cluster.tracking.run_log import RunLog
-
 
 @dataclass(frozen=True)
 class TrainJob:
-    """All that a worker needs; it travels to machines that may not see the driver's files.
-
-    initial: the embedding of `optim.init` where that names a file. root, attempt: see `cluster.checkpoints`.
-        threads: torch threads on the CPU. output_dir,
-    tracking_uri, run_id: where rank 0 logs to.
-    """
+    """All that a worker needs; it travels to machines that may not see the driver's files."""
 
     config: RunConfig
     prompts: Prompts
     initial: Tensor | None
+    """The embedding of `optim.init` where that names a file."""
     root: str
-    attempt: str
+    """Of the checkpoints, see `cluster.training.checkpoints`."""
     threads: int
-    output_dir: Path
-    tracking_uri: str
-    run_id: str | None
+    """Of torch on the CPU."""
+    log: RunLog
+    """Where rank 0 logs to."""
 
 
 def train_loop(parameters: dict[str, Any]) -> dict[str, Any]:
@@ -105,7 +99,7 @@ class _Reporter:
         self, job: TrainJob, mailbox: Mailbox, model: TextToImage, workers: Workers, resume: TrainingState | None
     ) -> None:
         self._job, self._mailbox, self._rank = job, mailbox, workers.rank
-        self._log = _run_log(job) if self._rank == 0 else None
+        self._log = job.log if self._rank == 0 else None
         self._samples, self._seconds, self._warm = 0, 0.0, False
         if self._rank != 0:
             return
@@ -146,13 +140,6 @@ class _Reporter:
         """Nothing is left to be sent when this returns."""
         if self._log is not None:
             self._log.flush()
-
-
-def _run_log(job: TrainJob) -> "RunLog":
-    """Rank 0 alone imports MLflow, which takes seconds."""
-    from renege_ray.cluster.tracking.run_log import RunLog
-
-    return RunLog(job.run_id, job.tracking_uri, job.output_dir)
 
 
 def _report_checkpoint(state: TrainingState, rank: int) -> None:
