@@ -14,7 +14,7 @@ from torch import Tensor
 from renege_ray.method.guidance import guide
 from renege_ray.method.objective import RewardFunction
 from renege_ray.method.rollout import match_batch
-from renege_ray.method.schedule import Schedule, predict_x0_and_noise
+from renege_ray.method.schedule import Schedule
 from renege_ray.models.families.stable_diffusion import StableDiffusion
 
 
@@ -57,7 +57,7 @@ def naive_gradient(
         output = model.denoise(torch.cat([latents, latents]), schedule.timesteps[step], embeds)
         e_n, e_c = output.chunk(2)
         guided = guide(e_n, e_c, guidance_scale)
-        x0, _ = predict_x0_and_noise(guided, latents, schedule.alphas[step], schedule.prediction_type)
+        x0, _ = schedule.split(guided, latents, step)
         reward(model.decode(x0), prompts).sum().backward()
     assert n.grad is not None
     return n.grad

@@ -8,7 +8,7 @@ from renege_ray.method.embedding import EmbeddingMetadata, NegativeEmbedding
 from renege_ray.method.guidance import guide
 from renege_ray.method.objective import predict_x0, reward_of_prediction
 from renege_ray.method.rollout import Denoiser, Rollout, rollout
-from renege_ray.method.schedule import Schedule, ddim_step, ddpm_step, make_schedule, predict_x0_and_noise
+from renege_ray.method.schedule import Schedule, make_schedule
 from renege_ray.method.sensitivity import probe_jacobian
 
 __all__ = [
@@ -21,12 +21,9 @@ __all__ = [
     "Rollout",
     "Schedule",
     "cosine_learning_rate",
-    "ddim_step",
-    "ddpm_step",
     "guide",
     "make_schedule",
     "predict_x0",
-    "predict_x0_and_noise",
     "probe_jacobian",
     "reward_of_prediction",
     "rollout",

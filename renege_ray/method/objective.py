@@ -15,7 +15,7 @@ from torch import Tensor
 
 from renege_ray.method.guidance import guide
 from renege_ray.method.rollout import Denoiser, match_batch
-from renege_ray.method.schedule import Schedule, predict_x0_and_noise
+from renege_ray.method.schedule import Schedule
 
 Decode = Callable[[Tensor], Tensor]
 """Latents (B, C, H, W) -> images (B, 3, height, width) in [0, 1], differentiable."""
@@ -47,13 +47,11 @@ def predict_x0(
     Returns:
         x_0, (B, C, H, W).
     """
-    t, alpha = schedule.timesteps[step], schedule.alphas[step]
-    x_t = latents.detach()
+    t, x_t = schedule.timesteps[step], latents.detach()
     with torch.no_grad():
         e_c = denoiser(x_t, t, prompt_embeds)
     e_n = denoiser(x_t, t, match_batch(negative_prompt_embeds, prompt_embeds))
-    output = guide(e_n, e_c, guidance_scale)
-    x0, _ = predict_x0_and_noise(output, x_t, alpha, schedule.prediction_type, schedule.clip_range)
+    x0, _ = schedule.split(guide(e_n, e_c, guidance_scale), x_t, step)
     return x0
 
 

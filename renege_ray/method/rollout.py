@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from renege_ray.method.guidance import guide
-from renege_ray.method.schedule import Schedule, ddim_step, predict_x0_and_noise
+from renege_ray.method.schedule import Schedule
 
 
 class Denoiser(Protocol):
@@ -80,7 +80,7 @@ def rollout(
         if i in keep:
             kept[i] = x
         x0, noise = guided_x0_and_noise(denoiser, x, i, embeds, schedule, guidance_scale)
-        x = ddim_step(x0, noise, schedule.previous_alphas[i])
+        x = schedule.step(x0, noise, i)
     if stop in keep:
         kept[stop] = x
     return Rollout(latents=x, kept=kept)
@@ -94,7 +94,7 @@ def both_branches(negative_prompt_embeds: Tensor, prompt_embeds: Tensor) -> Tens
 def guided_x0_and_noise(
     denoiser: Denoiser, latents: Tensor, step: int, embeds: Tensor, schedule: Schedule, guidance_scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Eq. 5 and 6 at one step of a sampler: (x_0, e), both (B, C, H, W), as `predict_x0_and_noise` has them.
+    """Eq. 5 and 6 at one step of a sampler: (x_0, e), both (B, C, H, W), as `Schedule.split` has them.
 
     Args:
         denoiser: the model; both branches go through it as one batch of 2B.
@@ -105,9 +105,7 @@ def guided_x0_and_noise(
         guidance_scale: w.
     """
     e_n, e_c = denoiser(torch.cat([latents, latents]), schedule.timesteps[step], embeds).chunk(2)
-    output = guide(e_n, e_c, guidance_scale)
-    alpha = schedule.alphas[step]
-    return predict_x0_and_noise(output, latents, alpha, schedule.prediction_type, schedule.clip_range)
+    return schedule.split(guide(e_n, e_c, guidance_scale), latents, step)
 
 
 def match_batch(negative_prompt_embeds: Tensor, prompt_embeds: Tensor) -> Tensor:

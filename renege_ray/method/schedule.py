@@ -1,14 +1,14 @@
-"""The noise schedule, the prediction of x_0 (Eq. 6) and the steps of DDIM and DDPM.
+"""The noise schedule: what a state of the sampler is made of, the prediction of x_0 (Eq. 6), and the steps.
 
-    x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) e,      e ~ N(0, 1),      a_t = alphas_cumprod[t]
+    x = signal x_0 + sigma e,      e ~ N(0, 1),      x' = signal' x_0 + sigma' e
 
-Everything is indexed by the step i = 0 .. T-1 of the sampler, 0 being the noisiest. Step i goes from timestep
-t_i with a = a_{t_i} to a' = a_{t_i - N // T}, where N is the number of training timesteps (the rule of
-diffusers' DDIMScheduler: for some spacings t_i - N // T is not t_{i+1}, and images agree with diffusers' only
-if this is kept).
+Step i = 0 .. T-1, 0 being the noisiest, goes from x to x'. Diffusion models preserve the variance: signal = sqrt(a) and
+sigma = sqrt(1 - a) with a = alphas_cumprod[t]. (Where signal = 1 - sigma, the step is the Euler step of flow matching.)
+A step goes from timestep t_i to t_i - N // T, where N is the number of training timesteps (the rule of diffusers'
+DDIMScheduler: for some spacings that is not t_{i+1}, and images agree with diffusers' only if this is kept).
 
-The scalars a and a' are float64 tensors on the CPU without dimensions: they keep the dtype of the latents
-that they multiply, and on a GPU they are arguments of the kernel, not something to wait for.
+The factors of a step are float64 tensors on the CPU without dimensions: they keep the dtype of the latents that they
+multiply, and on a GPU they are arguments of the kernel, not something to wait for.
 """
 
 from dataclasses import dataclass
@@ -23,27 +23,81 @@ PredictionType = Literal["epsilon", "v_prediction", "sample"]
 TimestepSpacing = Literal["leading", "trailing", "linspace"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """What a sampler of T steps needs to know of the noise schedule.
+    """A sampler of T steps.
 
     Attributes:
-        timesteps: t_i, (T,) int64, descending.
-        alphas: a at t_i, (T,) float64.
-        previous_alphas: a' that step i leads to, (T,) float64.
+        timesteps: t_i, what the model is told at step i; (T,) int64, descending.
+        signal: of x, (T,) float64.
+        sigma: of x, (T,) float64.
+        next_signal: signal' of the x' that step i leads to, (T,) float64.
+        next_sigma: sigma' of that x', (T,) float64.
         prediction_type: what the model's output means.
         clip_range: x_0 is kept within plus and minus this; None where it is not (latent models, as a rule).
     """
 
     timesteps: Tensor
-    alphas: Tensor
-    previous_alphas: Tensor
+    signal: Tensor
+    sigma: Tensor
+    next_signal: Tensor
+    next_sigma: Tensor
     prediction_type: PredictionType
     clip_range: float | None = None
 
     def __len__(self) -> int:
         """T, the number of steps."""
         return len(self.timesteps)
+
+    def split(self, output: Tensor, x: Tensor, i: int | Tensor) -> tuple[Tensor, Tensor]:
+        """Eq. 6: the clean latents and the noise that the model's output implies at x.
+
+            epsilon:       e = output     x_0 = (x - sigma e) / signal
+            v_prediction:  v = output     x_0 = signal x - sigma v     e = signal v + sigma x   (signal^2 + sigma^2 = 1)
+            sample:        x_0 = output   e = (x - signal x_0) / sigma
+
+        Args:
+            output: guided output of the denoiser, (B, C, H, W).
+            x: latents at the entrance of the step, (B, C, H, W).
+            i: the step, or one for each sample, (B,) int64 on the CPU.
+
+        Returns:
+            (x_0, e), both (B, C, H, W); x_0 is clipped where the schedule says so, e is left as it is.
+        """
+        signal, sigma = _factor(self.signal, i, x), _factor(self.sigma, i, x)
+        if self.prediction_type == "epsilon":
+            x0, e = (x - sigma * output) / signal, output
+        elif self.prediction_type == "v_prediction":
+            x0, e = signal * x - sigma * output, signal * output + sigma * x
+        else:
+            x0, e = output, (x - signal * output) / sigma
+        return x0 if self.clip_range is None else x0.clamp(-self.clip_range, self.clip_range), e
+
+    def step(self, x0: Tensor, e: Tensor, i: int | Tensor) -> Tensor:
+        """The deterministic step x' = signal' x_0 + sigma' e, (B, C, H, W): DDIM (Song et al. 2021, Eq. 12)."""
+        return _factor(self.next_signal, i, x0) * x0 + _factor(self.next_sigma, i, x0) * e
+
+    def ancestral_step(self, x: Tensor, x0: Tensor, fresh: Tensor, i: int | Tensor) -> Tensor:
+        """A draw from q(x' | x, x_0): DDPM (Ho et al. 2020, Eq. 6 and 7; Kingma et al. 2021 for any signal and sigma).
+
+            r    = signal / signal',      s^2 = sigma^2 - r^2 sigma'^2        x = r x' + s N(0, 1)
+            mean = signal' s^2 / sigma^2 x_0  +  r sigma'^2 / sigma^2 x,      variance = s^2 sigma'^2 / sigma^2
+
+        Args:
+            x: latents at the entrance of the step, (B, C, H, W).
+            x0: x_0, (B, C, H, W).
+            fresh: a draw of N(0, 1), (B, C, H, W); it is not used up at the last step, where sigma' = 0.
+            i: as in `split`.
+
+        Returns:
+            x', (B, C, H, W).
+        """
+        signal, sigma = _factor(self.signal, i, x), _factor(self.sigma, i, x)
+        next_signal, next_sigma = _factor(self.next_signal, i, x), _factor(self.next_sigma, i, x)
+        ratio = signal / next_signal
+        variance = sigma.square() - (ratio * next_sigma).square()
+        of_x0, of_x = next_signal * variance / sigma.square(), ratio * (next_sigma / sigma).square()
+        return of_x0 * x0 + of_x * x + variance.sqrt() * next_sigma / sigma * fresh
 
 
 def make_schedule(
@@ -64,7 +118,7 @@ def make_schedule(
         prediction_type: "epsilon", "v_prediction" or "sample".
         timestep_spacing: "leading", "trailing" or "linspace" (Lin et al. 2023, Table 2).
         steps_offset: added to every timestep under "leading".
-        set_alpha_to_one: whether the last step leads to a' = 1 (a clean image) or to a_0.
+        set_alpha_to_one: whether the last step leads to a = 1 (a clean image) or to a_0.
         clip_range: bound of x_0, if there is one.
 
     Raises:
@@ -86,6 +140,7 @@ def make_schedule(
     alphas_cumprod = alphas_cumprod.detach().to("cpu", torch.float64)
     final_alpha = alphas_cumprod.new_ones(()) if set_alpha_to_one else alphas_cumprod[0]
     targets = [t - training_steps // steps for t in timesteps]
+    next_alphas = torch.stack([alphas_cumprod[t] if t >= 0 else final_alpha for t in targets])
     alphas = alphas_cumprod[timesteps]
     if prediction_type == "epsilon" and (alphas == 0).any():
         raise UserError(
@@ -94,8 +149,10 @@ def make_schedule(
         )
     return Schedule(
         timesteps=torch.tensor(timesteps, dtype=torch.int64),
-        alphas=alphas,
-        previous_alphas=torch.stack([alphas_cumprod[t] if t >= 0 else final_alpha for t in targets]),
+        signal=alphas.sqrt(),
+        sigma=(1 - alphas).sqrt(),
+        next_signal=next_alphas.sqrt(),
+        next_sigma=(1 - next_alphas).sqrt(),
         prediction_type=prediction_type,  # type: ignore[arg-type]  # checked above
         clip_range=clip_range,
     )
@@ -117,73 +174,8 @@ def _timesteps(training_steps: int, steps: int, spacing: str, offset: int) -> li
     raise UserError(f"timestep_spacing {spacing!r} is not supported: use one of {get_args(TimestepSpacing)}")
 
 
-def predict_x0_and_noise(
-    model_output: Tensor,
-    latents: Tensor,
-    alpha: Tensor,
-    prediction_type: PredictionType,
-    clip_range: float | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Eq. 6: the clean latents and the noise that the model's output implies at x_t.
-
-        epsilon:       e = output     x_0 = (x_t - sqrt(1 - a) e) / sqrt(a)
-        v_prediction:  v = output     x_0 = sqrt(a) x_t - sqrt(1 - a) v     e = sqrt(a) v + sqrt(1 - a) x_t
-        sample:        x_0 = output   e = (x_t - sqrt(a) x_0) / sqrt(1 - a)
-
-    Args:
-        model_output: guided output of the denoiser, (B, C, H, W).
-        latents: x_t, (B, C, H, W).
-        alpha: a, a scalar, or one for each sample, (B,).
-        prediction_type: which of the three.
-        clip_range: bound of x_0, if there is one; e is left as it is.
-
-    Returns:
-        (x_0, e), both (B, C, H, W).
-    """
-    signal, sigma = alpha.sqrt(), (1 - alpha).sqrt()
-    if alpha.ndim:  # unlike a scalar, a tensor would impose its own dtype and has to be on the same device
-        signal, sigma = (factor.to(latents).view(-1, *[1] * (latents.ndim - 1)) for factor in (signal, sigma))
-    if prediction_type == "epsilon":
-        x0, noise = (latents - sigma * model_output) / signal, model_output
-    elif prediction_type == "v_prediction":
-        x0, noise = signal * latents - sigma * model_output, signal * model_output + sigma * latents
-    else:
-        x0, noise = model_output, (latents - signal * model_output) / sigma
-    return x0 if clip_range is None else x0.clamp(-clip_range, clip_range), noise
-
-
-def ddim_step(x0: Tensor, noise: Tensor, previous_alpha: Tensor) -> Tensor:
-    """One deterministic step, x' = sqrt(a') x_0 + sqrt(1 - a') e (Song et al. 2021, Eq. 12 with sigma = 0).
-
-    Args:
-        x0: x_0, (B, C, H, W).
-        noise: e, (B, C, H, W).
-        previous_alpha: a', a scalar.
-
-    Returns:
-        x', (B, C, H, W).
-    """
-    return previous_alpha.sqrt() * x0 + (1 - previous_alpha).sqrt() * noise
-
-
-def ddpm_step(latents: Tensor, x0: Tensor, alpha: Tensor, previous_alpha: Tensor, noise: Tensor) -> Tensor:
-    """One ancestral step, a draw from q(x' | x_t, x_0) (Ho et al. 2020, Eq. 6 and 7).
-
-        mean     = sqrt(a') (1 - a/a') / (1 - a) x_0  +  sqrt(a/a') (1 - a') / (1 - a) x_t
-        variance = (1 - a') / (1 - a) (1 - a/a')
-
-    Args:
-        latents: x_t, (B, C, H, W).
-        x0: x_0, (B, C, H, W).
-        alpha: a, a scalar.
-        previous_alpha: a', a scalar.
-        noise: a fresh draw of N(0, 1), (B, C, H, W); it is not used up at the last step, where a' = 1.
-
-    Returns:
-        x', (B, C, H, W).
-    """
-    ratio = alpha / previous_alpha
-    mean_x0 = previous_alpha.sqrt() * (1 - ratio) / (1 - alpha)
-    mean_latents = ratio.sqrt() * (1 - previous_alpha) / (1 - alpha)
-    variance = (1 - previous_alpha) / (1 - alpha) * (1 - ratio)
-    return mean_x0 * x0 + mean_latents * latents + variance.sqrt() * noise
+def _factor(factors: Tensor, i: int | Tensor, x: Tensor) -> Tensor:
+    """The factor of a step, without dimensions; of a step for each sample, (B, 1, 1, 1) in the dtype and place of x."""
+    factor = factors[i]
+    # Unlike a scalar, a tensor would impose its own dtype and has to be on the same device.
+    return factor.to(x).view(-1, *[1] * (x.ndim - 1)) if factor.ndim else factor

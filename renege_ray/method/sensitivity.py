@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from renege_ray.method.rollout import Denoiser, both_branches, guided_x0_and_noise
-from renege_ray.method.schedule import Schedule, ddim_step
+from renege_ray.method.schedule import Schedule
 
 
 def probe_jacobian(
@@ -56,7 +56,7 @@ def probe_jacobian(
             z = states[i].detach().requires_grad_()
             embeds = both_branches(negative_prompt_embeds, prompt_embeds)
             x0, noise = guided_x0_and_noise(denoiser, z, i, embeds, schedule, guidance_scale)
-            following = ddim_step(x0, noise, schedule.previous_alphas[i])
+            following = schedule.step(x0, noise, i)
         adjoint, *products = torch.autograd.grad(following, [z, *parameters], adjoint, materialize_grads=True)
         for total, product in zip(totals, products, strict=True):
             total += product

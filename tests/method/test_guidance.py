@@ -1,6 +1,6 @@
 import torch
 
-from renege_ray.method import guide, predict_x0_and_noise
+from renege_ray.method import guide, make_schedule
 
 
 def test_equation_5_and_its_derivative() -> None:
@@ -19,9 +19,10 @@ def test_at_scale_1_only_the_prompt_counts() -> None:
 
 def test_guiding_x0_or_v_is_guiding_the_noise() -> None:
     x_t, out_n, out_c = torch.randn(3, 1, 4, 8, 8, dtype=torch.float64)
-    a = torch.tensor(0.4, dtype=torch.float64)
+    alphas = torch.tensor([0.4])
     for prediction in ("v_prediction", "sample"):
-        _, e_n = predict_x0_and_noise(out_n, x_t, a, prediction)
-        _, e_c = predict_x0_and_noise(out_c, x_t, a, prediction)
-        _, e = predict_x0_and_noise(guide(out_n, out_c, 3.0), x_t, a, prediction)
+        schedule = make_schedule(
+            alphas, 1, prediction_type=prediction, timestep_spacing="leading", steps_offset=0, set_alpha_to_one=True
+        )
+        (_, e_n), (_, e_c), (_, e) = (schedule.split(out, x_t, 0) for out in (out_n, out_c, guide(out_n, out_c, 3.0)))
         torch.testing.assert_close(e, guide(e_n, e_c, 3.0))

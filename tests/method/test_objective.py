@@ -108,8 +108,8 @@ def test_analytic_gradient_of_a_linear_denoiser(prediction: str, w: float) -> No
     x.requires_grad_()
     x0 = predict_x0(denoiser, x, 4, c, n, schedule, w)
     gradient, to_x = torch.autograd.grad((r * x0).sum(), (n, x), allow_unused=True)
-    a = schedule.alphas[4]
-    dx0_de = {"epsilon": -((1 - a) / a).sqrt(), "v_prediction": -(1 - a).sqrt(), "sample": torch.ones(())}
+    signal, sigma = schedule.signal[4], schedule.sigma[4]
+    dx0_de = {"epsilon": -sigma / signal, "v_prediction": -sigma, "sample": torch.ones(())}
     expected = (1 - w) * dx0_de[prediction] * (r.flatten(1) @ A).sum(0).view(1, L, D)
     torch.testing.assert_close(gradient, expected)
     assert to_x is None  # the gradient stops at x_t

@@ -5,7 +5,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
 from renege_ray.errors import UserError
-from renege_ray.method import Schedule, ddim_step, ddpm_step, make_schedule, predict_x0_and_noise
+from renege_ray.method import Schedule, make_schedule
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 SPACINGS = ("leading", "trailing", "linspace")
@@ -21,6 +21,7 @@ def schedule_like(scheduler: DDIMScheduler | DDPMScheduler, steps: int) -> Sched
         timestep_spacing=config.timestep_spacing,
         steps_offset=config.steps_offset,
         set_alpha_to_one=config.get("set_alpha_to_one", True),
+        clip_range=config.clip_sample_range if config.clip_sample else None,
     )
 
 
@@ -61,15 +62,17 @@ def test_ddim_and_x0_agree_with_diffusers(
         return
     schedule = schedule_like(scheduler, steps)
     assert len(schedule) == steps
-    assert schedule.timesteps.dtype == torch.int64 and schedule.alphas.dtype == torch.float64
+    assert schedule.timesteps.dtype == torch.int64
+    for factors in (schedule.signal, schedule.sigma, schedule.next_signal, schedule.next_sigma):
+        assert factors.shape == (steps,) and factors.dtype == torch.float64
     x, *outputs = tensors(steps + 1)
     for i, output in enumerate(outputs):
         x = x / x.std()  # keeps random outputs from growing, so that absolute differences mean something
         expected = scheduler.step(output, scheduler.timesteps[i], x)
-        x0, noise = predict_x0_and_noise(output, x, schedule.alphas[i], schedule.prediction_type)
+        x0, noise = schedule.split(output, x, i)
         assert x0.dtype == torch.float32
         torch.testing.assert_close(x0, expected.pred_original_sample, atol=1e-4, rtol=1e-4)
-        x = ddim_step(x0, noise, schedule.previous_alphas[i])
+        x = schedule.step(x0, noise, i)
         torch.testing.assert_close(x, expected.prev_sample, atol=1e-4, rtol=1e-4)
 
 
@@ -81,9 +84,9 @@ def test_clipping_is_that_of_diffusers(prediction: str) -> None:
     schedule = schedule_like(scheduler, 7)
     x, output = tensors(2)
     expected = scheduler.step(output, scheduler.timesteps[3], x)
-    x0, noise = predict_x0_and_noise(output, x, schedule.alphas[3], schedule.prediction_type, 0.7)
+    x0, noise = schedule.split(output, x, 3)
     assert x0.abs().max() == pytest.approx(0.7)
-    torch.testing.assert_close(ddim_step(x0, noise, schedule.previous_alphas[3]), expected.prev_sample)
+    torch.testing.assert_close(schedule.step(x0, noise, 3), expected.prev_sample)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
@@ -94,20 +97,26 @@ def test_ddpm_agrees_with_diffusers(prediction: str, spacing: str, zero_snr: boo
         prediction_type=prediction, timestep_spacing=spacing, rescale_betas_zero_snr=zero_snr, **BETAS
     )
     scheduler.set_timesteps(10)
+    previous = torch.tensor([int(scheduler.previous_timestep(t)) for t in scheduler.timesteps])
+    alphas = scheduler.alphas_cumprod.double()
+    a, next_a = alphas[scheduler.timesteps], torch.where(previous >= 0, alphas[previous], 1.0)
+    schedule = Schedule(
+        timesteps=scheduler.timesteps,
+        signal=a.sqrt(),
+        sigma=(1 - a).sqrt(),
+        next_signal=next_a.sqrt(),
+        next_sigma=(1 - next_a).sqrt(),
+        prediction_type=prediction,
+    )
     x, *outputs = tensors(11)
-    for i, output in enumerate(outputs):
-        t, previous = scheduler.timesteps[i], scheduler.previous_timestep(scheduler.timesteps[i])
-        alpha = scheduler.alphas_cumprod[t].double()
-        previous_alpha = (
-            scheduler.alphas_cumprod[previous].double() if previous >= 0 else torch.ones((), dtype=torch.double)
-        )
-        if alpha == 0 and prediction == "epsilon":
+    for i, (t, output) in enumerate(zip(scheduler.timesteps, outputs, strict=True)):
+        if a[i] == 0 and prediction == "epsilon":
             continue
         x = x / x.std()
         expected = scheduler.step(output, t, x, generator=torch.Generator().manual_seed(i))
         noise = torch.randn(output.shape, generator=torch.Generator().manual_seed(i))
-        x0, _ = predict_x0_and_noise(output, x, alpha, prediction)
-        x = ddpm_step(x, x0, alpha, previous_alpha, noise)
+        x0, _ = schedule.split(output, x, i)
+        x = schedule.ancestral_step(x, x0, noise, i)
         torch.testing.assert_close(x, expected.prev_sample, atol=1e-4, rtol=1e-4)
 
 
@@ -117,7 +126,10 @@ def test_the_three_predictions_of_one_truth_agree() -> None:
     x_t = a.sqrt() * x0 + (1 - a).sqrt() * noise
     v = a.sqrt() * noise - (1 - a).sqrt() * x0
     for prediction, output in {"epsilon": noise, "v_prediction": v, "sample": x0}.items():
-        got_x0, got_noise = predict_x0_and_noise(output, x_t, a, prediction)
+        schedule = make_schedule(
+            a[None], 1, prediction_type=prediction, timestep_spacing="leading", steps_offset=0, set_alpha_to_one=True
+        )
+        got_x0, got_noise = schedule.split(output, x_t, 0)
         torch.testing.assert_close(got_x0, x0)
         torch.testing.assert_close(got_noise, noise)
 

@@ -20,7 +20,7 @@ from renege_ray.config.run import SamplingConfig
 from renege_ray.config.sampling_flags import positive
 from renege_ray.evaluation.analyses.base import Findings, Subject
 from renege_ray.method.rollout import both_branches, guided_x0_and_noise
-from renege_ray.method.schedule import Schedule, ddim_step, ddpm_step
+from renege_ray.method.schedule import Schedule
 from renege_ray.models.base import TextToImage
 from renege_ray.output.pictures import render
 from renege_ray.output.progress import counted
@@ -60,12 +60,11 @@ def prediction_errors(
     for i in range(len(schedule)):
         x0, e = guided_x0_and_noise(model.denoise, x, i, embeds, schedule, sampling.guidance_scale)
         predictions.append(x0)
-        alpha, previous_alpha = schedule.alphas[i], schedule.previous_alphas[i]
         if sampler == "DDIM":
-            x = ddim_step(x0, e, previous_alpha)
+            x = schedule.step(x0, e, i)
         else:
             fresh = torch.stack([noise(model.latent_shape, pair.seed, "ddpm", i) for pair in pairs])
-            x = ddpm_step(x, x0, alpha, previous_alpha, fresh.to(x))
+            x = schedule.ancestral_step(x, x0, fresh.to(x), i)
     return torch.stack([_rms(x0 - x) for x0 in predictions], dim=1).cpu()
 
 

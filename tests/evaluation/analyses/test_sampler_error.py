@@ -45,7 +45,7 @@ def test_errors_of_gaussian_data_are_those_in_closed_form() -> None:
     def encoded(prompts: Sequence[str]) -> Tensor:
         return n.expand(len(prompts), -1, -1)
 
-    a, b = schedule.alphas, schedule.previous_alphas
+    a, b = schedule.signal.square(), schedule.next_signal.square()
     k = posterior(a)
     ddim = b.sqrt() * k + (1 - b).sqrt() * (1 - a.sqrt() * k) / (1 - a).sqrt()  # x' = ddim x
     ratio = a / b
