@@ -8,8 +8,7 @@ import pyarrow as pa
 
 from renege_ray.evaluation.comparison import OK, score_column
 from renege_ray.output.parquet_folder import ParquetFolder
-
-REWARD = "reward"  # the weighted sum of several training rewards
+from renege_ray.sampling.run_rewards import REWARD
 
 _TEXTS = ("prompt_id", "prompt", "style", "method", "method_key", "model", "refined_prompt", "status", "marks", "error")
 

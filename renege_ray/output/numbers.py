@@ -1,12 +1,12 @@
-"""Figures as text, the same wherever they are read."""
+"""Numbers as text, the same wherever they are read."""
 
 import math
 
-NOTHING = "\N{EN DASH}"  # no figure, or no interval that could be claimed
+NOTHING = "\N{EN DASH}"  # no number, or no interval that could be claimed
 
 
 def number(value: float, digits: int, *, signed: bool = False) -> str:
-    """A figure with a minus sign that is as wide as a plus; a dash for NaN."""
+    """A number with a minus sign that is as wide as a plus; a dash for NaN."""
     if math.isnan(value):
         return NOTHING
     value = round(value, digits) or 0.0  # not -0.0
@@ -19,5 +19,5 @@ def interval(low: float, high: float, digits: int) -> str:
 
 
 def digits_for(largest: float) -> int:
-    """Decimals that suit figures of this size: HPSv2's 0.2521 needs more than a reward of 3.07."""
+    """Decimals that suit numbers of this size: HPSv2's 0.2521 needs more than a reward of 3.07."""
     return 4 if abs(largest) < 1 else 3

@@ -20,6 +20,7 @@ from renege_ray.rewards.weighted import WeightedReward
 from renege_ray.sampling.batches import MicroBatches, plan_memory
 from renege_ray.sampling.draws import draw_index, noise, stratified_step
 from renege_ray.sampling.encoded_prompts import EncodedPrompts
+from renege_ray.sampling.run_rewards import REWARD
 from renege_ray.sampling.workers import Workers
 
 
@@ -182,7 +183,7 @@ class GradientOfBatch:
         count = int(valid.sum())
         return GlobalGradient(
             gradient=(summed / max(count, 1)).float(),
-            rewards=dict(zip(("reward", *self._part_names), rewards.unbind(dim=1), strict=True)),
+            rewards=dict(zip((REWARD, *self._part_names), rewards.unbind(dim=1), strict=True)),
             valid=valid,
             stop=bool(packed[-1] > 0),
         )

@@ -15,7 +15,6 @@ from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import ray
 import torch
 
 from renege_ray.cluster.pipelines.kill_journal import MAX_KILLS, KillJournal, counted_start, journal_path
@@ -48,11 +47,6 @@ class HasId(Protocol):
 
 
 Item = TypeVar("Item", bound=HasId)
-
-
-def worker_device() -> torch.device:
-    """The GPU that Ray has given to this process, else the CPU."""
-    return torch.device("cuda" if ray.get_gpu_ids() else "cpu")
 
 
 def as_block(chunk: Sequence[HasId]) -> pa.Table:

@@ -14,7 +14,7 @@ from renege_ray.evaluation.comparison import BLACK, FAILED, NAN, Comparison
 from renege_ray.evaluation.inputs import EvaluationInputs, scores_of
 from renege_ray.evaluation.report.tables import digits_of
 from renege_ray.evaluation.report.write import write_report
-from renege_ray.evaluation.table import REWARD, score_names, with_weighted_reward
+from renege_ray.evaluation.table import score_names, with_weighted_reward
 from renege_ray.output.folder import CONFIG_FILE, shown_path, write_text
 from renege_ray.output.image_statistics import ImageStatistics
 from renege_ray.output.numbers import number
@@ -22,6 +22,7 @@ from renege_ray.output.pictures import text_table
 from renege_ray.output.whole_files import whole_file
 from renege_ray.prompts.sources import source_label
 from renege_ray.rewards.catalogue import full_name
+from renege_ray.sampling.run_rewards import REWARD
 
 LEFT_OUT = (BLACK, NAN, FAILED, "marked")
 

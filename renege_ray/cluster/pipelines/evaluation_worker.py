@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import pyarrow.fs
 
-from renege_ray.cluster.pipelines.chunk_worker import ChunkWorker, PipelineJob, worker_device
+from renege_ray.cluster.pipelines.chunk_worker import ChunkWorker, PipelineJob
+from renege_ray.cluster.session.device import worker_device
 from renege_ray.embeddings.negatives import Negative
 from renege_ray.evaluation.images import ImageMaker, Loaders, Row
 from renege_ray.evaluation.inputs import scores_of

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from renege_ray.cluster.pipelines.chunk_worker import worker_device
 from renege_ray.cluster.pipelines.pipeline import Outcome
 from renege_ray.cluster.pipelines.tuning_worker import TuningJob, initial_embedding
+from renege_ray.cluster.session.device import worker_device
 from renege_ray.cluster.session.resources import WorkerShape
 from renege_ray.cluster.tracking.run_log import RunLog
 from renege_ray.config.run import RunConfig

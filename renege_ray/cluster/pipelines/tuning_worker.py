@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from renege_ray.cluster.pipelines.chunk_worker import ChunkWorker, PipelineJob, worker_device
+from renege_ray.cluster.pipelines.chunk_worker import ChunkWorker, PipelineJob
+from renege_ray.cluster.session.device import worker_device
 from renege_ray.config.fingerprint import fingerprint
 from renege_ray.config.run import RunConfig
 from renege_ray.method.embedding import EmbeddingMetadata

@@ -15,6 +15,7 @@ from ray.train import UserCallback
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
 
+from renege_ray.cluster.session.device import worker_device
 from renege_ray.cluster.session.mailbox import Mailbox, StopWatch
 from renege_ray.cluster.sweep.trial import (
     REPORT,
@@ -32,7 +33,6 @@ from renege_ray.cluster.training.worker_group import (
     first_cause,
     load_together,
     this_worker,
-    worker_device,
 )
 from renege_ray.errors import UserError
 from renege_ray.sweeps.trial import TrialError, TrialReport

@@ -14,7 +14,7 @@ from typing import Any
 import ray.tune
 import torch
 
-from renege_ray.cluster.pipelines.chunk_worker import worker_device
+from renege_ray.cluster.session.device import worker_device
 from renege_ray.cluster.session.resources import TrialShape
 from renege_ray.cluster.training.checkpoints import CheckpointStore, checkpoint_name
 from renege_ray.config.run import RunConfig, parse_config, to_mapping

@@ -11,10 +11,11 @@ import ray.train
 import torch
 from torch import Tensor
 
+from renege_ray.cluster.session.device import worker_device
 from renege_ray.cluster.session.mailbox import Mailbox, StopWatch
 from renege_ray.cluster.tracking.run_log import RunLog
 from renege_ray.cluster.training.checkpoints import CheckpointStore, checkpoint_name
-from renege_ray.cluster.training.worker_group import checkpoint_of_rank_zero, load_together, this_worker, worker_device
+from renege_ray.cluster.training.worker_group import checkpoint_of_rank_zero, load_together, this_worker
 from renege_ray.config.run import RunConfig
 from renege_ray.models.base import TextToImage
 from renege_ray.models.load import load_model

@@ -1,4 +1,4 @@
-"""A group of Ray Train workers: the device of each, their sum, and what all of them have or none."""
+"""A group of Ray Train workers: their sum, and what all of them have or none."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -9,6 +9,7 @@ import torch.distributed
 from ray.train.collective import broadcast_from_rank_zero
 from torch import Tensor
 
+from renege_ray.cluster.session.device import worker_device
 from renege_ray.cluster.training.checkpoints import CheckpointStore
 from renege_ray.errors import UserError
 from renege_ray.sampling.workers import Workers
@@ -42,16 +43,6 @@ def checkpoint_of_rank_zero(store: CheckpointStore, workers: Workers) -> Trainin
     newest = store.newest_intact() if workers.rank == 0 else None
     name = broadcast_from_rank_zero(newest[0] if newest else "")
     return store.load(name) if name else None
-
-
-def worker_device() -> torch.device:
-    """The device that Ray Train has given to this worker."""
-    from ray.train.torch import get_device
-
-    device = get_device()
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    return device
 
 
 def all_sum(values: Tensor) -> Tensor:

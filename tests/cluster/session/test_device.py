@@ -1,0 +1,32 @@
+"""The GPU that Ray has given, without one."""
+
+import pytest
+import ray
+import torch
+
+from renege_ray.cluster.session.device import worker_device
+
+
+@pytest.mark.parametrize(
+    ("own", "visible", "expected"),
+    [
+        ([], "", "cpu"),
+        ([2], "2", "cuda:0"),  # Ray Data, Ray Tune: a process sees its own alone
+        ([2], "0,1,2,3", "cuda:2"),  # Ray Train: it sees those of all workers of the machine
+        ([6, 4], "4,5,6,7", "cuda:0"),
+        (["GPU-b"], "GPU-a,GPU-b", "cuda:1"),
+        ([3], None, "cuda:3"),  # RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES
+    ],
+)
+def test_the_gpu_that_ray_has_given_is_the_current_one(
+    monkeypatch: pytest.MonkeyPatch, own: list[int | str], visible: str | None, expected: str
+) -> None:
+    current: list[torch.device] = []
+    monkeypatch.setattr(ray, "get_gpu_ids", lambda: own)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert worker_device() == torch.device(expected)
+    assert current == [torch.device(expected)] * bool(own)
