@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from renege_ray.config.run import ModelConfig, RunConfig, load_preset, parse_config, to_mapping
-from renege_ray.embeddings.methods import parse_methods
-from renege_ray.embeddings.negatives import Negative
+from renege_ray.embeddings.names import ComparedNegative, parse_methods
 from renege_ray.evaluation.images import ImageMaker, Loaders
 from renege_ray.evaluation.inputs import scores_of
 from renege_ray.evaluation.table import ImageToMake
@@ -32,10 +31,11 @@ from renege_ray.prompts.refine import load_refiner
 from renege_ray.prompts.sources import prompt_id
 from renege_ray.rewards.load import load_scorers
 from renege_ray.sampling.images import initial_noise
+from renege_ray.sampling.negative import Negative
 
 AIM = 0.9
 BATCHES, ROUNDS = 2, 3
-NEGATIVE = Negative(parse_methods(["text=blurry"])[0], ModelConfig(), text="blurry", key="0" * 16)
+NEGATIVE = ComparedNegative(parse_methods(["text=blurry"])[0], ModelConfig(), Negative("blurry"), key="0" * 16)
 
 
 def configure(**evaluation: object) -> RunConfig:

@@ -18,7 +18,7 @@ from renege_ray.prompts.sources import load_splits
 from renege_ray.rewards.load import load_scorers
 from renege_ray.sampling.encoded_prompts import EncodedPrompts
 from renege_ray.sampling.images import evaluate, make_pairs
-from renege_ray.training.inputs import read_initial
+from renege_ray.sampling.negative import read_start
 
 
 def main() -> None:
@@ -31,8 +31,7 @@ def main() -> None:
     torch.set_num_threads(1)
     config, began = load_preset("toy"), time.monotonic()
     other = ModelConfig(id=given.model, dtype="float32")
-    learned = read_initial(given.embedding, "embedding", other)
-    assert learned is not None
+    learned = read_start(given.embedding, "embedding", config.model_copy(update={"model": other}))
     model = load_model(other)
     encoded = EncodedPrompts(model)
     sets = load_splits({split: getattr(config.prompts, split) for split in ("train", "validation", "held_out")})
@@ -42,7 +41,11 @@ def main() -> None:
     chosen = evaluate(model, candidates, pairs, list(load_scorers([train]).values()), config.sampling, encoded=encoded)
     best = max(candidates, key=lambda text: chosen.mean(text, train))
     print(f"handwritten: {best!r}, by {len(pairs)} validation pairs")
-    negatives = {"null": model.null_embedding(), "handwritten": candidates[best], "global": learned}
+    negatives = {
+        "null": model.null_embedding(),
+        "handwritten": candidates[best],
+        "global": learned.packed(model, encoded),
+    }
     scorers = load_scorers([train, *config.rewards.held_out, *config.rewards.judges])
     pairs = make_pairs(sets["held_out"].prompts, given.pairs, config.seed)
     found = evaluate(model, negatives, pairs, list(scorers.values()), config.sampling, encoded=encoded)

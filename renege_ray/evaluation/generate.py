@@ -1,11 +1,11 @@
 """Use case: make images of the same prompts and seeds under several negatives, side by side."""
 
-import os
 import re
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 
 from torch import Tensor
@@ -13,8 +13,8 @@ from torch import Tensor
 from renege_ray.config.argument_parser import ArgumentParser, command_of
 from renege_ray.config.run import RunConfig
 from renege_ray.config.sampling_flags import add_sampling_flags, sampling_config, whole
+from renege_ray.embeddings.names import open_table
 from renege_ray.errors import UserError
-from renege_ray.method.embedding import PICKLE_SUFFIXES, NegativeEmbedding
 from renege_ray.models.base import TextToImage
 from renege_ray.models.load import check_model, identify_text_encoder, load_model
 from renege_ray.output.folder import make_output_dir, write_summary
@@ -23,8 +23,8 @@ from renege_ray.rewards.video.frames import frames_of, middle_frame
 from renege_ray.sampling.encoded_prompts import EncodedPrompts
 from renege_ray.sampling.images import Pair
 from renege_ray.sampling.images import generate as make_images
+from renege_ray.sampling.negative import EMBEDDING_SUFFIXES, Negative, kind_of, read_negative
 
-_EMBEDDING_SUFFIXES = (".safetensors", *PICKLE_SUFFIXES)
 _EPILOG = """\
 examples:
   {command} --prompt "a big red star on a teal background"
@@ -100,22 +100,14 @@ def generate(request: GenerateRequest, say: Callable[[str], None] = print) -> li
     started = time.monotonic()
     config = request.config
     check_model(config.model, config.sampling.num_inference_steps)
-    embeddings = _load_embeddings(request)
-    tables = _open_tables(request, say)
+    negatives = _read_negatives(request, say)
     model = load_model(config.model)
     folder = make_output_dir(config.output_dir)
     encoded = EncodedPrompts(model)
     rows, files = {}, []
-    for number, name in enumerate(request.negatives):
-        if name in tables:
-            negatives = tables[name]
-        else:
-            negative = embeddings.get(name)
-            if negative is None:
-                negative = model.null_embedding() if name == "null" else encoded([_text(name, config)])
-            negatives = negative.expand(len(request.pairs), -1, -1)
-        images = _in_batches(model, negatives, request, encoded)
-        rows[_label(name, config)] = middle_frame(images)
+    for number, (name, negative) in enumerate(negatives.items()):
+        images = _in_batches(model, negative.packed(model, encoded), request, encoded)
+        rows[_label(name, negative)] = middle_frame(images)
         for pair, image in zip(request.pairs, images, strict=True):
             path = folder / "images" / f"{number}_{_slug(name)}_{_slug(pair.prompt)}_{pair.seed}.png"
             first, *following = (to_pil(frame) for frame in frames_of(image))
@@ -132,57 +124,36 @@ def generate(request: GenerateRequest, say: Callable[[str], None] = print) -> li
     return files
 
 
-def _load_embeddings(request: GenerateRequest) -> dict[str, Tensor]:
-    """The negatives that are files, each checked against the model's text encoder."""
-    loaded = {
-        name: NegativeEmbedding.load(name)
-        for name in request.negatives
-        if name not in ("null", "handwritten")
-        and (Path(name).suffix.lower() in _EMBEDDING_SUFFIXES or os.path.isfile(name))
-    }
-    if loaded:
-        encoder = identify_text_encoder(request.config.model)
-        for embedding in loaded.values():
-            embedding.check_fits(encoder.layout.shapes, encoder.hash, encoder.name)
-        return {name: encoder.layout.pack(embedding.tensors) for name, embedding in loaded.items()}
-    return {}
-
-
-def _open_tables(request: GenerateRequest, say: Callable[[str], None]) -> dict[str, Tensor]:
-    """The negatives that are folders of tuned prompts: the embeddings of all pairs, packed, (P, L, D)."""
+def _read_negatives(request: GenerateRequest, say: Callable[[str], None]) -> dict[str, Negative]:
+    """What the negatives stand for, each checked against the model's text encoder; of a folder, an embedding a pair."""
+    encoder = cache(partial(identify_text_encoder, request.config.model))
     found = {}
-    for name in request.negatives:
-        if _is_table(name):
-            from renege_ray.embeddings.prompt_embeddings import PromptEmbeddings  # imports pyarrow
-
-            encoder = identify_text_encoder(request.config.model)
-            with PromptEmbeddings.open(name) as embeddings, warnings.catch_warnings(record=True) as told:
-                warnings.simplefilter("always")
-                embeddings.check_fits(encoder.layout.shapes, encoder.hash, encoder.name)
-                found[name] = embeddings.batch([pair.prompt for pair in request.pairs])
-            for line in dict.fromkeys(str(warning.message) for warning in told):
-                say(line)
+    for words in request.negatives:
+        kind, value = kind_of(words)
+        if kind != "prompt":
+            found[words] = read_negative(kind, value, request.config, encoder)
+            continue
+        with open_table(value, encoder) as table, warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            found[words] = Negative(embedding=table.batch([pair.prompt for pair in request.pairs]))
+        for line in dict.fromkeys(str(warning.message) for warning in told):
+            say(line)
     return found
 
 
-def _in_batches(model: TextToImage, negatives: Tensor, request: GenerateRequest, encoded: EncodedPrompts) -> Tensor:
-    """Images (P, 3, H, W), or videos, of all pairs, each under its own negative of (P, L, D), on the CPU."""
+def _in_batches(model: TextToImage, negative: Tensor, request: GenerateRequest, encoded: EncodedPrompts) -> Tensor:
+    """Images (P, 3, H, W), or videos, of all pairs under one negative (1, L, D) or each its own, on the CPU."""
     import torch
 
     size = request.config.validation.batch_size
     pairs, sampling = request.pairs, request.config.sampling
+    negatives = negative.expand(len(pairs), -1, -1)
     chunks = (slice(start, start + size) for start in range(0, len(pairs), size))
     return torch.cat([make_images(model, negatives[c], pairs[c], sampling, encoded).cpu() for c in chunks])
 
 
-def _text(name: str, config: RunConfig) -> str:
-    return config.prompts.handwritten[0] if name == "handwritten" else name
-
-
-def _label(name: str, config: RunConfig) -> str:
-    if name == "handwritten":
-        return f"handwritten\n{config.prompts.handwritten[0]}"
-    return _short(name)
+def _label(name: str, negative: Negative) -> str:
+    return f"handwritten\n{negative.text}" if name == "handwritten" else _short(name)
 
 
 def _slug(text: str) -> str:
@@ -191,10 +162,6 @@ def _slug(text: str) -> str:
 
 def _short(name: str) -> str:
     """A negative's name without its folders, where it is a file or a folder."""
-    if Path(name).suffix.lower() in _EMBEDDING_SUFFIXES:
+    if Path(name).suffix.lower() in EMBEDDING_SUFFIXES:
         return Path(name).stem
-    return Path(name).name if _is_table(name) else name
-
-
-def _is_table(name: str) -> bool:
-    return name not in ("null", "handwritten") and os.path.isdir(name)  # unlike pathlib's, for any text, however long
+    return Path(name).name if kind_of(name)[0] == "prompt" else name

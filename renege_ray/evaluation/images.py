@@ -4,6 +4,7 @@ import io
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import groupby
 
 import torch
@@ -11,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from renege_ray.config.run import ModelConfig, RunConfig
-from renege_ray.embeddings.negatives import Negative
+from renege_ray.embeddings.names import ComparedNegative
 from renege_ray.embeddings.prompt_embeddings import PromptEmbeddings
 from renege_ray.errors import UserError, describe
 from renege_ray.evaluation.comparison import BLACK, FAILED, NAN, OK
@@ -49,18 +50,17 @@ class ImageMaker:
     def __init__(
         self,
         config: RunConfig,
-        negatives: Sequence[Negative],
+        negatives: Sequence[ComparedNegative],
         scorers: Sequence[Scorer],
         loaders: Loaders,
         keep: Callable[[str, bytes], None],
     ) -> None:
         """`keep`: stores a file below the folder of images."""
         self._config, self._negatives, self._scorers = config, negatives, scorers
-        self._loaders, self._keep = loaders, keep
+        self._load_model, self._refiner, self._keep = loaders.model, cache(loaders.refiner), keep
+        self._open_table = cache(PromptEmbeddings.open)
         self.names = [name for scorer in scorers for name in scorer.names]
         self._model: tuple[ModelConfig, TextToImage, EncodedPrompts] | None = None
-        self._refiners: dict[tuple[str, str], Refiner] = {}
-        self._tables: dict[str, PromptEmbeddings] = {}
         self._batches = MicroBatches("auto", config.evaluation.batch_size, "evaluation.batch_size")
 
     def rows(self, items: Sequence[ImageToMake], about_to: Callable[[Sequence[ImageToMake]], None]) -> Iterator[Row]:
@@ -94,7 +94,7 @@ class ImageMaker:
         started = time.monotonic()
         model, encoded = self._load(self._negatives[batch[0].method].model)
         prompts = [self._refined(item) for item in batch]
-        embeddings, marks = self._embeddings(batch, prompts, model, encoded)
+        embeddings, marks = self._embeddings(batch, model, encoded)
         pairs = [Pair(prompt, item.seed) for prompt, item in zip(prompts, batch, strict=True)]
         images = generate(model, embeddings, pairs, self._config.sampling, encoded).float()
         scores = self._scores(images, [item.prompt for item in batch])
@@ -114,7 +114,7 @@ class ImageMaker:
     def _load(self, wanted: ModelConfig) -> tuple[TextToImage, EncodedPrompts]:
         if self._model is None or self._model[0] != wanted:
             self._model = None  # before the next one is loaded: there may be no room for two
-            model = self._loaders.model(wanted)
+            model = self._load_model(wanted)
             self._model = wanted, model, EncodedPrompts(model, capacity=1000)
         return self._model[1], self._model[2]
 
@@ -122,24 +122,18 @@ class ImageMaker:
         negative = self._negatives[item.method]
         if negative.refiner is None:
             return item.prompt
-        if negative.refiner not in self._refiners:
-            self._refiners[negative.refiner] = self._loaders.refiner(negative.method.refine, negative.refiner)
-        return self._refiners[negative.refiner](item.prompt)
+        return self._refiner(negative.method.refine, negative.refiner)(item.prompt)
 
     def _embeddings(
-        self, batch: Sequence[ImageToMake], prompts: Sequence[str], model: TextToImage, encoded: EncodedPrompts
+        self, batch: Sequence[ImageToMake], model: TextToImage, encoded: EncodedPrompts
     ) -> tuple[Tensor, list[str]]:
         """The negatives (B, L, D) of a batch, and the marks of its rows. Tuned prompts go by the original words."""
-        rows: list[Tensor] = []
-        marks: list[str] = []
-        for item in batch:
-            negative = self._negatives[item.method]
-            if negative.table and negative.table not in self._tables:
-                self._tables[negative.table] = PromptEmbeddings.open(negative.table)
-            embedding, mark = negative.embedding_for(item.prompt, model, encoded, self._tables)
-            rows.append(embedding)
-            marks.append(mark)
-        return torch.cat(rows), marks
+        negatives = [self._negatives[item.method] for item in batch]
+        found = [
+            negative.embedding_for(item.prompt, model, encoded, self._open_table)
+            for item, negative in zip(batch, negatives, strict=True)
+        ]
+        return torch.cat([embedding for embedding, _ in found]), [mark for _, mark in found]
 
     def _scores(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         """{name: (B,) float64}; NaN for images that are not finite."""
@@ -157,7 +151,7 @@ class ImageMaker:
         return path
 
 
-def folder_of(negative: Negative) -> str:
+def folder_of(negative: ComparedNegative) -> str:
     """The folder of a method's images: two methods of one label, now and later, have two."""
     return f"{negative.label.replace(' ', '-').replace(':', '-')}-{negative.key[:8]}"
 

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from renege_ray.config.fingerprint import fingerprint
 from renege_ray.config.run import RunConfig
-from renege_ray.embeddings.methods import parse_methods
-from renege_ray.embeddings.negatives import Negative, resolve
+from renege_ray.embeddings.names import ComparedNegative, parse_methods, resolve
 from renege_ray.errors import UserError
 from renege_ray.evaluation.table import ImageToMake
 from renege_ray.prompts.sources import TOY, PromptSet, Split, load_prompts, load_splits, prompt_id
@@ -25,7 +24,7 @@ class EvaluationInputs:
     row depends on, besides its method, prompt and seed.
     """
 
-    negatives: tuple[Negative, ...]
+    negatives: tuple[ComparedNegative, ...]
     images: tuple[ImageToMake, ...]
     notes: tuple[str, ...]
     key: str
@@ -147,9 +146,9 @@ def _read_prompts(config: RunConfig) -> PromptSet:
     return load_splits({**shared, "held_out": source})["held_out"]
 
 
-def _described(negative: Negative) -> str:
+def _described(compared: ComparedNegative) -> str:
     """What a label stands for."""
-    method = negative.method
-    words = repr(negative.text) if negative.text is not None and not negative.table else method.value or method.kind
+    method, text = compared.method, compared.negative.text
+    words = repr(text) if text is not None and not compared.table else method.value or method.kind
     words += f", model {method.model}" if method.model else ""
     return words + (f", prompts refined by {method.refine}" if method.refine else "")

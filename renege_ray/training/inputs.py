@@ -7,38 +7,32 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from torch import Tensor
-
 from renege_ray.config.run import ModelConfig, RewardsConfig, RunConfig
 from renege_ray.errors import UserError
-from renege_ray.method.embedding import NegativeEmbedding
-from renege_ray.models.load import check_model, identify_text_encoder
-from renege_ray.models.text_encoder import TextEncoderIdentity
+from renege_ray.models.load import check_model
 from renege_ray.prompts.sources import TOY, PromptSet, Split, load_splits
 from renege_ray.rewards.catalogue import JUDGE_NAMES, REWARD_NAMES, check_names, full_name
 from renege_ray.rewards.load import locate_rewards
+from renege_ray.sampling.negative import Negative, read_start
 from renege_ray.training.train import Prompts
 
 INPUTS_FILE = "inputs.json"
-_NAMED_STARTS = ("null", "handwritten")
 _SPLITS: tuple[Split, ...] = ("train", "validation", "held_out")
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Prompts and initial embedding (1, L, D) float32 of a run (None: a named start), and what there is to
-    say of them.
-    """
+    """The prompts of a run, what its embedding starts from, and what there is to say of them."""
 
     prompts: Prompts
-    initial: Tensor | None
+    initial: Negative
     notes: tuple[str, ...]
 
     def hashes(self) -> dict[str, str]:
         """SHA-256 of what was read, by the fields that name it: the prompts in their order, the initial embedding."""
         found = {f"prompts.{split}": _hash(_encoded(getattr(self.prompts, split))) for split in _SPLITS}
-        if self.initial is not None:
-            found["optim.init"] = _hash([self.initial.contiguous().numpy().tobytes()])
+        if self.initial.embedding is not None:
+            found["optim.init"] = _hash([self.initial.embedding.contiguous().numpy().tobytes()])
         return found
 
 
@@ -59,16 +53,13 @@ def read_inputs(config: RunConfig) -> Inputs:
     if config.model.control is not None:
         check_control_images(config.model.control, [prompt for found in sets.values() for prompt in found.prompts])
     prompts = Prompts(**{split: found.prompts for split, found in sets.items()})
-    return Inputs(prompts, read_initial(config.optim.init, "optim.init", config.model), tuple(notes))
+    return Inputs(prompts, read_start(config.optim.init, "optim.init", config), tuple(notes))
 
 
 def find_problems(config: RunConfig) -> list[UserError]:
     """All that keeps `read_inputs` from its work, not only the first of it; empty if nothing does."""
-    return find_model_problems(
-        config,
-        partial(_load_splits, config),
-        partial(read_initial, config.optim.init, "optim.init", config.model),
-    )
+    start = partial(read_start, config.optim.init, "optim.init", config)
+    return find_model_problems(config, partial(_load_splits, config), start)
 
 
 def find_model_problems(config: RunConfig, *more: Callable[[], object]) -> list[UserError]:
@@ -146,34 +137,6 @@ def _reward_names(config: RewardsConfig) -> list[str]:
         if named.count(name) > 1:
             raise UserError(f"rewards: {name!r} is named twice in rewards.train and rewards.held_out; name it once")
     return [*named, *(name for name in config.judges if name != "judge")]
-
-
-def read_initial(init: str, field: str, model: ModelConfig) -> Tensor | None:
-    """The initial embedding, packed, (1, L, D) float32, where a setting names a file; None for a named start.
-
-    Raises:
-        UserError: it is neither a named start nor a file, or the file does not fit the model.
-    """
-    if init in _NAMED_STARTS:
-        return None
-    if not Path(init).is_file():
-        raise UserError(f"{field}: {init!r} is neither null, handwritten, nor an existing file")
-    try:
-        return read_embedding(init, lambda: identify_text_encoder(model))
-    except UserError as error:
-        raise UserError(f"{field}: {init!r}: {error}") from None
-
-
-def read_embedding(path: str, encoder: Callable[[], TextEncoderIdentity]) -> Tensor:
-    """An embedding file, packed, (1, L, D) float32, for a model with this text encoder.
-
-    Raises:
-        UserError: the file is missing or damaged (then the encoder is not even looked at), or does not fit.
-    """
-    embedding = NegativeEmbedding.load(path)
-    identity = encoder()
-    embedding.check_fits(identity.layout.shapes, identity.hash, identity.name)
-    return identity.layout.pack(embedding.tensors)
 
 
 def record_inputs(inputs: Inputs, folder: Path) -> None:

@@ -21,6 +21,7 @@ from renege_ray.method.embedding import as_stored
 from renege_ray.models.base import TextToImage
 from renege_ray.sampling.encoded_prompts import EncodedPrompts
 from renege_ray.sampling.images import Evaluation, Pair, evaluate, make_pairs
+from renege_ray.sampling.negative import NULL, Negative
 from renege_ray.sampling.run_rewards import REWARD, Rewards
 from renege_ray.sampling.workers import Workers
 from renege_ray.training.early_stop import ValidationPoint, should_stop
@@ -91,7 +92,7 @@ def train_global(
     prompts: Prompts,
     workers: Workers | None = None,
     *,
-    initial: Tensor | None = None,
+    initial: Negative = NULL,
     resume: TrainingState | None = None,
     report: Callable[[Progress], None] = lambda progress: None,
     asked_to_stop: Callable[[], bool] = lambda: False,
@@ -102,7 +103,7 @@ def train_global(
     Args:
         config: the run; every rank is given the same one.
         model: frozen.
-        initial: the embedding (1, L, D) to start from where `config.optim.init` names a file.
+        initial: what `config.optim.init` stands for; "handwritten" is the best candidate, known to the run alone.
         resume: a checkpoint of a run with the same fingerprint.
         report: told of every step, on every rank.
         asked_to_stop: polled before every step; when any rank is asked to, all stop after the same step with
@@ -143,13 +144,15 @@ class _Run:
         self.earlier_seconds = 0.0
         self.started = time.monotonic()
 
-    def begin(self, resume: TrainingState | None, initial: Tensor | None) -> None:
+    def begin(self, resume: TrainingState | None, initial: Negative) -> None:
         """Measure the baselines and start as configured, or take everything from a checkpoint."""
         if resume is not None:
             self._restore(resume)
             return
         self._measure_baselines()
-        self.ascent = Ascent(self._initial_embedding(initial), ascent_settings(self.config))
+        if self.config.optim.init == "handwritten":
+            initial = Negative(self.handwritten)
+        self.ascent = Ascent(initial.starting_point(self.model, self.encoded), ascent_settings(self.config))
         self._build_gradient()
         metrics, evaluation = self._validate()
         self.report(Progress(0, metrics, evaluation, self.state(), self._opening_message()))
@@ -251,11 +254,6 @@ class _Run:
         self.handwritten = candidates[chosen]
         self.candidate_rewards = {text: rewards[key] for key, text in candidates.items()}
         self.baselines = measured.renamed({"null": "null", "handwritten": chosen})
-
-    def _initial_embedding(self, initial: Tensor | None) -> Tensor:
-        if initial is None:
-            initial = self.encoded([{"null": "", "handwritten": self.handwritten}[self.config.optim.init]])
-        return self.model.starting_point(initial.float().cpu())
 
     def _validate(self) -> tuple[dict[str, float], Evaluation]:
         """Measure the embedding as it would be stored; note the best, and the point for the early stop."""

@@ -3,24 +3,23 @@
 import hashlib
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from renege_ray.config.fingerprint import fingerprint
 from renege_ray.config.run import RunConfig, check_gradients_per_rollout
 from renege_ray.method.embedding import as_stored
 from renege_ray.prompts.sources import TOY, Split, load_prompts
-from renege_ray.training.inputs import check_models, read_initial
+from renege_ray.sampling.negative import Negative, read_start
+from renege_ray.training.inputs import check_models
 from renege_ray.tuning.table import PromptToTune
 
 
 @dataclass(frozen=True)
 class TuningInputs:
-    """The prompts, no two of them with one id; the initial embedding, packed, (1, L, D) (None: a named start); what
-    there is to say; and a key of everything that a row depends on, the content of the initial embedding included.
+    """The prompts, no two of them with one id; what their embeddings start from; what there is to say; and a key of
+    everything that a row depends on, the content of the initial embedding included.
     """
 
     prompts: tuple[PromptToTune, ...]
-    initial: Tensor | None
+    initial: Negative
     notes: tuple[str, ...]
     key: str
 
@@ -44,7 +43,7 @@ def read_tuning_inputs(config: RunConfig) -> TuningInputs:
         repeated = len(found) - len(prompts)
         notes.append(f"{source}: {repeated} repeated prompt{'s are' if repeated > 1 else ' is'} tuned once")
     prompts = prompts[: config.tuning.num_prompts or None]
-    initial = read_initial(config.tuning.init, "tuning.init", config.model)
+    initial = read_start(config.tuning.init, "tuning.init", config)
     return TuningInputs(tuple(prompts), initial, tuple(notes), _key(config, initial))
 
 
@@ -64,8 +63,8 @@ def _read_prompts(source: str) -> list[PromptToTune]:
     return prompts
 
 
-def _key(config: RunConfig, initial: Tensor | None) -> str:
+def _key(config: RunConfig, initial: Negative) -> str:
     digest = hashlib.sha256(fingerprint(config, "tune_prompts").encode("ascii"))
-    if initial is not None:
-        digest.update(as_stored(initial).numpy().tobytes())
+    if initial.embedding is not None:
+        digest.update(as_stored(initial.embedding).numpy().tobytes())
     return digest.hexdigest()[:16]

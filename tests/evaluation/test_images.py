@@ -13,13 +13,14 @@ from PIL import Image
 from torch import Tensor
 
 from renege_ray.config.run import ModelConfig, RunConfig, parse_config
-from renege_ray.embeddings.methods import parse_methods
-from renege_ray.embeddings.negatives import FALLBACK, Negative
+from renege_ray.embeddings.names import FALLBACK, ComparedNegative, parse_methods
 from renege_ray.evaluation.images import ImageMaker, Loaders, folder_of, status_of
 from renege_ray.evaluation.table import EvaluationTable, ImageToMake, make_row, table_schema, with_weighted_reward
 from renege_ray.models.families.stable_diffusion import StableDiffusion
 from renege_ray.prompts.sources import prompt_id
 from renege_ray.rewards.base import RewardScorer, Scorer
+from renege_ray.sampling.encoded_prompts import EncodedPrompts
+from renege_ray.sampling.negative import NULL, Negative
 from tests.simple_rewards import Channel, RaisesFor
 from tests.tiny import build_tiny_pipeline
 
@@ -40,11 +41,11 @@ def configure(**evaluation: object) -> RunConfig:
     )
 
 
-def negative(spec: str, key: str, **facts: Any) -> Negative:
-    return Negative(parse_methods([spec])[0], ModelConfig(), key=key, **facts)
+def negative(spec: str, key: str, negative: Negative = NULL, **facts: Any) -> ComparedNegative:
+    return ComparedNegative(parse_methods([spec])[0], ModelConfig(), negative, key=key, **facts)
 
 
-def to_make(prompts: Sequence[str], negatives: Sequence[Negative], seeds: int = 1) -> list[ImageToMake]:
+def to_make(prompts: Sequence[str], negatives: Sequence[ComparedNegative], seeds: int = 1) -> list[ImageToMake]:
     return [
         ImageToMake(prompt_id(prompt), prompt, "style", 100 * k + i, k, place, n.key)
         for i, prompt in enumerate(prompts)
@@ -56,7 +57,7 @@ def to_make(prompts: Sequence[str], negatives: Sequence[Negative], seeds: int = 
 def make_rows(
     config: RunConfig,
     model: StableDiffusion,
-    negatives: Sequence[Negative],
+    negatives: Sequence[ComparedNegative],
     items: Sequence[ImageToMake],
     scorers: Sequence[Scorer],
     folder: Path | None = None,
@@ -76,8 +77,8 @@ def test_rows_are_the_images_and_scores_of_a_diffusers_pipeline(model: StableDif
     learned = torch.randn(1, *model.embedding_shape, generator=torch.Generator().manual_seed(0))
     negatives = [
         negative("null", "n"),
-        negative("text=ugly", "t", text="ugly"),
-        negative("global=f.pt", "g", embedding=learned),
+        negative("text=ugly", "t", Negative("ugly")),
+        negative("global=f.pt", "g", Negative(embedding=learned)),
         negative("null,refine=promptist", "r", refiner=("", "")),
     ]
     items = to_make(PROMPTS[::2], negatives)
@@ -167,20 +168,15 @@ def test_bad_images_are_named_and_spoil_no_other(model: StableDiffusion, tmp_pat
 def test_prompts_that_a_table_lacks_are_marked(model: StableDiffusion) -> None:
     own = torch.randn(1, *model.embedding_shape).half()
     spare = torch.randn(1, *model.embedding_shape)
-    tuned = negative("prompt=x", "p", table="x", embedding=spare)
+    tuned = negative("prompt=x", "p", Negative(embedding=spare), table="x")
 
-    class Tables(dict[str, Any]):
-        def __missing__(self, name: str) -> Any:
-            return {"a red fox": own}
-
-    from renege_ray.sampling.encoded_prompts import EncodedPrompts
-
+    tables: Any = {"x": {"a red fox": own}}
     encoded = EncodedPrompts(model)
-    assert torch.equal(tuned.embedding_for("a red fox", model, encoded, Tables())[0], own.float())
-    found, mark = tuned.embedding_for("a hen", model, encoded, Tables())
+    assert torch.equal(tuned.embedding_for("a red fox", model, encoded, tables.get)[0], own.float())
+    found, mark = tuned.embedding_for("a hen", model, encoded, tables.get)
     assert torch.equal(found, spare) and mark == FALLBACK
     null = negative("prompt=x", "p", table="x")
-    assert torch.equal(null.embedding_for("a hen", model, encoded, Tables())[0], model.null_embedding())
+    assert torch.equal(null.embedding_for("a hen", model, encoded, tables.get)[0], model.null_embedding())
 
 
 class Watcher:
@@ -229,7 +225,7 @@ def test_a_thousand_images_hold_no_more_than_a_batch(model: StableDiffusion, tmp
 
 
 def test_the_table_is_in_order_and_speaks_by_present_labels(tmp_path: Path) -> None:
-    negatives = [negative("null", "kn"), negative("text=x", "kt", text="x")]
+    negatives = [negative("null", "kn"), negative("text=x", "kt", Negative("x"))]
     items = to_make(PROMPTS, negatives, seeds=2)
     table = EvaluationTable(str(tmp_path / "rows"))
     schema = table_schema(["a", "b"])

@@ -21,6 +21,7 @@ from renege_ray.models.families.stable_diffusion import StableDiffusion
 from renege_ray.rewards.weighted import WeightedReward
 from renege_ray.sampling.draws import noise
 from renege_ray.sampling.encoded_prompts import EncodedPrompts
+from renege_ray.sampling.negative import Negative
 from renege_ray.sampling.run_rewards import Rewards
 from renege_ray.sampling.workers import Workers
 from renege_ray.training.early_stop import ValidationPoint, overoptimised_in_a_row, should_stop
@@ -310,7 +311,9 @@ def test_initial_embeddings(model: StableDiffusion, tmp_path: Path) -> None:
     handwritten, seen = train(make_config(tmp_path, optim={"steps": 1, "init": "handwritten"}), model)
     assert torch.equal(seen[0].state.ascent["initial"], model.encode_prompts([handwritten.state.handwritten]))
     given = torch.randn(1, *model.embedding_shape)
-    _, seen = train(make_config(tmp_path, optim={"steps": 1, "init": "file.safetensors"}), model, initial=given)
+    _, seen = train(
+        make_config(tmp_path, optim={"steps": 1, "init": "file.safetensors"}), model, initial=Negative(embedding=given)
+    )
     assert torch.equal(seen[0].state.ascent["initial"], given)
 
 
@@ -335,7 +338,7 @@ def test_embeddings_of_several_tensors(build: Callable[[], Any], tmp_path: Path)
     assert torch.equal(packed, result.best) and (packed - first).abs().max() > 1e-3
     resumed, _ = train(config, model, resume=seen[1].state)
     assert torch.equal(resumed.last, result.last)
-    _, seen = train(config, model, initial=packed)
+    _, seen = train(config, model, initial=Negative(embedding=packed))
     assert torch.equal(seen[0].state.ascent["initial"], packed)
 
 

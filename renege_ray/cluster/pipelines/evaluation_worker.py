@@ -8,7 +8,7 @@ import pyarrow.fs
 
 from renege_ray.cluster.pipelines.chunk_worker import ChunkWorker, PipelineJob
 from renege_ray.cluster.session.device import worker_device
-from renege_ray.embeddings.negatives import Negative
+from renege_ray.embeddings.names import ComparedNegative
 from renege_ray.evaluation.images import ImageMaker, Loaders, Row
 from renege_ray.evaluation.inputs import scores_of
 from renege_ray.evaluation.table import EvaluationTable, ImageToMake, table_schema
@@ -25,7 +25,7 @@ _LARGEST_FILE = 512  # rows
 class EvaluationJob(PipelineJob):
     """See `PipelineJob`. images: the folder or URI of the images."""
 
-    negatives: tuple[Negative, ...]
+    negatives: tuple[ComparedNegative, ...]
     images: str
 
 

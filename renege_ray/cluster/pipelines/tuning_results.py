@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from renege_ray.cluster.pipelines.pipeline import Outcome
-from renege_ray.cluster.pipelines.tuning_worker import TuningJob, initial_embedding
+from renege_ray.cluster.pipelines.tuning_worker import TuningJob
 from renege_ray.cluster.session.device import worker_device
 from renege_ray.cluster.session.resources import WorkerShape
 from renege_ray.cluster.tracking.run_log import RunLog
@@ -127,7 +127,7 @@ def _gallery_images(job: TuningJob, prompts: Sequence[str]) -> dict[str, Tensor]
     negatives = {
         "null": model.null_embedding(),
         "handwritten": encoded([job.config.prompts.handwritten[0]]),
-        "global": as_stored(initial_embedding(job.config, job.initial, model, encoded)),
+        "global": as_stored(job.initial.starting_point(model, encoded)),
         "prompt": own,
     }
     pairs = [Pair(prompt, tuning_seeds(job.config, prompt)[1][0]) for prompt in prompts]

@@ -4,17 +4,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from renege_ray.cluster.pipelines.chunk_worker import ChunkWorker, PipelineJob
 from renege_ray.cluster.session.device import worker_device
 from renege_ray.config.fingerprint import fingerprint
-from renege_ray.config.run import RunConfig
 from renege_ray.method.embedding import EmbeddingMetadata
 from renege_ray.models.base import TextToImage
 from renege_ray.models.load import load_model
 from renege_ray.prompts.sources import source_label
 from renege_ray.sampling.encoded_prompts import EncodedPrompts
+from renege_ray.sampling.negative import Negative
 from renege_ray.sampling.run_rewards import Rewards
 from renege_ray.tuning.scores import PromptScores
 from renege_ray.tuning.table import PromptToTune, TuningTable, make_row, table_schema
@@ -24,16 +22,9 @@ from renege_ray.version import __version__
 
 @dataclass(frozen=True, kw_only=True)
 class TuningJob(PipelineJob):
-    """See `PipelineJob`. initial: the embedding of `tuning.init` where that names a file."""
+    """See `PipelineJob`. initial: what `tuning.init` stands for."""
 
-    initial: Tensor | None
-
-
-def initial_embedding(config: RunConfig, loaded: Tensor | None, model: TextToImage, encoded: EncodedPrompts) -> Tensor:
-    """Candidate 0 of every prompt, (1, L, D) on the CPU: the file's, or the named text's."""
-    if loaded is None:
-        loaded = encoded([{"null": "", "handwritten": config.prompts.handwritten[0]}[config.tuning.init]])
-    return model.starting_point(loaded.float().cpu())
+    initial: Negative
 
 
 class PromptWorker(ChunkWorker[PromptToTune]):
@@ -47,7 +38,7 @@ class PromptWorker(ChunkWorker[PromptToTune]):
         self._model: TextToImage = load_model(config.model, device)
         encoded = EncodedPrompts(self._model, capacity=1000)  # a prompt is needed for as long as it has a slot
         rewards = Rewards.load(config.rewards, device)
-        initial = initial_embedding(config, self._job.initial, self._model, encoded)
+        initial = self._job.initial.starting_point(self._model, encoded)
         self._tuner = PromptTuner(config, self._model, rewards, initial, encoded)
         self._scores = PromptScores(config, self._model, rewards, initial, encoded)
         metadata = EmbeddingMetadata(

@@ -9,7 +9,6 @@ from typing import Any
 
 import ray.train
 import torch
-from torch import Tensor
 
 from renege_ray.cluster.session.device import worker_device
 from renege_ray.cluster.session.mailbox import Mailbox, StopWatch
@@ -21,6 +20,7 @@ from renege_ray.models.base import TextToImage
 from renege_ray.models.load import load_model
 from renege_ray.output.pictures import image_grid
 from renege_ray.output.progress import ProgressLine
+from renege_ray.sampling.negative import Negative
 from renege_ray.sampling.run_rewards import Rewards
 from renege_ray.sampling.workers import Workers
 from renege_ray.training.results import ModelFacts
@@ -34,8 +34,8 @@ class TrainJob:
 
     config: RunConfig
     prompts: Prompts
-    initial: Tensor | None
-    """The embedding of `optim.init` where that names a file."""
+    initial: Negative
+    """What `optim.init` stands for."""
     root: str
     """Of the checkpoints, see `cluster.training.checkpoints`."""
     threads: int

@@ -20,7 +20,7 @@ from renege_ray.output.folder import make_output_dir, write_summary, write_text
 from renege_ray.output.pictures import save_png, text_table
 from renege_ray.prompts.sources import load_prompts
 from renege_ray.sampling.encoded_prompts import EncodedPrompts
-from renege_ray.training.inputs import read_initial
+from renege_ray.sampling.negative import read_start
 
 _EPILOG = """\
 examples:
@@ -73,18 +73,15 @@ def main(argv: Sequence[str], say: Callable[[str], None] = print) -> None:
         raise UserError(f"--embedding: there is no file {given.embedding!r}; give an embedding file, such as a run's")
     settings = {"seed": given.seed} if given.seed is not None else {}
     config = sampling_config(given, name, settings)
-    embedding = read_initial(given.embedding, "--embedding", config.model)
+    negative = read_start(given.embedding, "--embedding", config)
     source = getattr(given, "prompts", None) or config.prompts.held_out
     prompts = load_prompts(source, "held_out", "--prompts").prompts if analysis.needs_prompts else ()
 
     model = load_model(config.model)
     encoded = EncodedPrompts(model)
     handwritten = getattr(given, "handwritten", None) or config.prompts.handwritten[0]
-    label = "learned"
-    if embedding is None:
-        label = given.embedding
-        embedding = model.null_embedding() if label == "null" else encoded([handwritten])
-    subject = Subject(config, model, encoded, embedding, label, handwritten, prompts, given, say)
+    label = given.embedding if negative.embedding is None else "learned"
+    subject = Subject(config, model, encoded, negative.packed(model, encoded), label, handwritten, prompts, given, say)
     folder = make_output_dir(config.output_dir)
     findings: Findings = analysis.module.analyse(subject)
     table, pictures = _write(config, folder, name, findings, started)

@@ -29,7 +29,7 @@ from renege_ray.models.toy.judge import Judge
 from renege_ray.models.toy.train.card import generate, summarise
 from renege_ray.models.toy.train.rewards import ranking_accuracy
 from renege_ray.rewards.load import load_rewards, load_scorers
-from renege_ray.training.inputs import read_initial
+from renege_ray.sampling.negative import read_start
 
 
 def embedded(name: str):
@@ -139,7 +139,7 @@ def test_load_model_gives_the_embedded_models(tmp_path: Path):
     path = tmp_path / "n.safetensors"
     tensors = model.embedding_layout.unpack(model.encode_prompts(["blurry"]))
     NegativeEmbedding(tensors, EmbeddingMetadata(model.text_encoder_hash)).save(path)
-    assert read_initial(str(path), "init", parse_config({"model": {"id": SECOND_MODEL}}).model) is not None
+    assert read_start(str(path), "init", parse_config({"model": {"id": SECOND_MODEL}})).embedding is not None
     assert torch.equal(second.encode_prompts(["blurry"]), model.encode_prompts(["blurry"]))
     latents = torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(0))
     assert torch.equal(second.decode(latents), model.decode(latents))

@@ -1,4 +1,6 @@
-"""What methods name is found, checked, and told apart, before any model is loaded."""
+"""What users write behind --method, what is wrong with it; what it names is found, checked, and told apart, before any
+model is loaded.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -7,14 +9,14 @@ import pytest
 import torch
 
 from renege_ray.config.run import RunConfig, parse_config, write_config
-from renege_ray.embeddings.methods import parse_methods
-from renege_ray.embeddings.negatives import Negative, resolve
+from renege_ray.embeddings.names import ComparedNegative, parse_methods, resolve
 from renege_ray.errors import UserError
 from renege_ray.evaluation.inputs import noise_seed, read_evaluation_inputs, scores_of
 from renege_ray.method.embedding import EmbeddingMetadata, NegativeEmbedding
 from renege_ray.models.layout import EmbeddingLayout
 from renege_ray.models.text_encoder import hash_text_encoder
 from renege_ray.prompts.sources import pair_seed, prompt_id, split_of
+from renege_ray.sampling.negative import NULL
 from renege_ray.tuning.table import PromptToTune, TuningTable, make_row, table_schema
 from renege_ray.tuning.tune import TunedPrompt, tuning_seeds
 from tests.tiny import build_tiny_pipeline
@@ -58,9 +60,62 @@ def configure(place: Path, **evaluation: object) -> RunConfig:
     )
 
 
-def found(place: Path, *specs: str, prompts: list[str] = PROMPTS[:2], **evaluation: object) -> list[Negative]:
+def found(place: Path, *specs: str, prompts: list[str] = PROMPTS[:2], **evaluation: object) -> list[ComparedNegative]:
     methods = parse_methods([spec.replace("@", str(place)) for spec in specs])
     return list(resolve(methods, configure(place, **evaluation), prompts))
+
+
+@pytest.mark.parametrize(
+    ("spec", "kind", "value", "model", "refine", "label"),
+    [
+        ("null", "null", "", "", "", "null"),
+        ("handwritten", "handwritten", "", "", "", "handwritten"),
+        ("handwritten=low quality, blurry", "handwritten", "low quality, blurry", "", "", "handwritten"),
+        ("global=a=b/n.safetensors", "global", "a=b/n.safetensors", "", "", "global"),
+        ("prompt=outputs/RUN", "prompt", "outputs/RUN", "", "", "prompt"),
+        ("text=a: b, c=d", "text", "a: b, c=d", "", "", "text"),
+        ("null,refine=promptist", "null", "", "", "promptist", "null with promptist"),
+        ("text=dark, dim, refine=promptist , as=mine", "text", "dark, dim", "", "promptist", "mine"),
+        ("global=f.pt,as=lr 3e-3,refine=promptist", "global", "f.pt", "", "promptist", "lr 3e-3"),
+        ("model=x/sd-1.4:null", "null", "", "x/sd-1.4", "", "null on sd-1.4"),
+        ("model=/a:b/c d:global=/e:f.pt", "global", "/e:f.pt", "/a:b/c d", "", "global on c d"),
+        ("model=toy:text=null:null", "text", "null:null", "toy", "", "text on toy"),
+        ("model=m:null,refine=beautifulprompt", "null", "", "m", "beautifulprompt", "null on m with beautifulprompt"),
+    ],
+)
+def test_forms(spec: str, kind: str, value: str, model: str, refine: str, label: str) -> None:
+    (method,) = parse_methods([spec])
+    assert (method.kind, method.value, method.model, method.refine, method.label) == (kind, value, model, refine, label)
+
+
+def test_labels_are_unique() -> None:
+    methods = parse_methods(["global=a.pt", "global=b.pt", "global=c.pt", "global=d.pt,as=e"])
+    assert [method.label for method in methods] == ["global", "global 2", "global 3", "e"]
+
+
+@pytest.mark.parametrize(
+    ("specs", "expected"),
+    [
+        (["nul"], "did you mean null?"),
+        (["outputs/n.safetensors"], "is no method; known: null, handwritten"),
+        (["global"], "global= wants an embedding file"),
+        (["prompt= "], "prompt= wants the output folder of tune-prompts"),
+        (["handwritten="], "handwritten= wants a text"),
+        (["null=x"], "null takes no value"),
+        (["model=x"], "want model=ID:NEGATIVE"),
+        (["model=x:glob=y"], "want model=ID:NEGATIVE"),
+        (["null,refine=promtist"], "did you mean promptist?"),
+        (["null,refine="], "refine= wants one name"),
+        (["null,as=a,as=b"], "as= wants one name"),
+        (["null,as=a/b"], "a label has letters"),
+        (["null", "null"], "--method null: is given twice"),
+        (["null,as=x", "handwritten,as=x"], "another method is called 'x' too"),
+    ],
+)
+def test_faults_of_words(specs: list[str], expected: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_methods(specs)
+    assert expected in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_what_a_method_stands_for(place: Path) -> None:
@@ -68,11 +123,11 @@ def test_what_a_method_stands_for(place: Path) -> None:
         place, "null", "handwritten", "handwritten=dim", "text=sad", "global=@/global.safetensors", "prompt=@/run",
         "model=@/sibling:global=@/global.safetensors,as=other",
     )  # fmt: skip
-    assert (null.text, null.embedding, null.table) == (None, None, "")
-    assert (hand.text, own.text, text.text) == ("ugly", "dim", "sad")
+    assert (null.negative, null.table) == (NULL, "")
+    assert tuple(method.negative.text for method in (hand, own, text)) == ("ugly", "dim", "sad")
     stored = NegativeEmbedding.load(place / "global.safetensors").prompt_embeds.float()
-    assert learned.embedding is not None and torch.equal(learned.embedding, stored)
-    assert tuned.table == str(place / "run" / "prompts-x") and tuned.embedding is None
+    assert learned.negative.embedding is not None and torch.equal(learned.negative.embedding, stored)
+    assert tuned.table == str(place / "run" / "prompts-x") and tuned.negative == NULL
     assert other.model.id == str(place / "sibling") and learned.model.id == str(place / "model")
     again = found(place, "global=@/global.safetensors,as=else", "prompt=@/run", prompts=PROMPTS[:1])
     assert [n.key for n in again] == [learned.key, tuned.key], "neither labels nor prompts are part of a key"
@@ -84,9 +139,10 @@ def test_prompts_that_a_table_lacks(place: Path) -> None:
         found(place, "prompt=@/run", prompts=PROMPTS)
     (start,) = found(place, "prompt=@/run", prompts=PROMPTS, allow_missing=True)
     stored = {n: NegativeEmbedding.load(place / f"{n}.safetensors").prompt_embeds.float() for n in ("global", "other")}
-    assert start.embedding is not None and torch.equal(start.embedding, stored["other"]), "what they were tuned from"
     _, beside = found(place, "global=@/global.safetensors", "prompt=@/run", prompts=PROMPTS, allow_missing=True)
-    assert beside.embedding is not None and torch.equal(beside.embedding, stored["global"])
+    assert start.negative.embedding is not None and beside.negative.embedding is not None
+    assert torch.equal(start.negative.embedding, stored["other"]), "what they were tuned from"
+    assert torch.equal(beside.negative.embedding, stored["global"])
     assert start.key != beside.key
     with pytest.raises(UserError, match="none of the 1 prompts"):
         found(place, "prompt=@/run", prompts=["a cow"], allow_missing=True)
