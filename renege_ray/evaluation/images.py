@@ -14,7 +14,6 @@ from torch import Tensor
 from renege_ray.config.run import ModelConfig, RunConfig
 from renege_ray.embeddings.names import ComparedNegative
 from renege_ray.embeddings.prompt_embeddings import PromptEmbeddings
-from renege_ray.errors import UserError, describe
 from renege_ray.evaluation.comparison import BLACK, FAILED, NAN, OK
 from renege_ray.evaluation.table import ImageToMake, make_row
 from renege_ray.models.base import TextToImage
@@ -22,7 +21,7 @@ from renege_ray.output.pictures import animation, to_pil
 from renege_ray.prompts.refine import Refiner
 from renege_ray.rewards.base import Scorer
 from renege_ray.rewards.video.frames import frames_of
-from renege_ray.sampling.batches import MicroBatches
+from renege_ray.sampling.batches import MicroBatches, together_or_alone
 from renege_ray.sampling.encoded_prompts import EncodedPrompts
 from renege_ray.sampling.images import Pair, generate, score
 
@@ -68,7 +67,8 @@ class ImageMaker:
 
         def compute(batch: Sequence[ImageToMake]) -> list[Row]:
             about_to(batch)
-            return self._rows(batch)
+            # Memory is a matter of the batch's size, and a disk that takes no file takes none of any image.
+            return together_or_alone(batch, self._made, self.failed, (torch.cuda.OutOfMemoryError, OSError))
 
         for _, same_model in groupby(items, key=lambda item: self._negatives[item.method].method.model):
             for _, rows in self._batches.over(list(same_model), compute):
@@ -78,17 +78,6 @@ class ImageMaker:
         """The row of an image that cannot be made."""
         negative = self._negatives[item.method]
         return make_row(item, negative.label, negative.model.id, {}, 0.0, status=FAILED, error=error)
-
-    def _rows(self, batch: Sequence[ImageToMake]) -> list[Row]:
-        """Where a batch raises, each image is tried alone."""
-        try:
-            return self._made(batch)
-        except (UserError, torch.AcceleratorError, torch.cuda.OutOfMemoryError, OSError):
-            raise
-        except Exception as error:
-            if len(batch) == 1:
-                return [self.failed(batch[0], describe(error))]
-            return [row for item in batch for row in self._rows([item])]
 
     def _made(self, batch: Sequence[ImageToMake]) -> list[Row]:
         started = time.monotonic()

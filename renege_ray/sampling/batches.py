@@ -17,11 +17,12 @@ from typing import Literal, TypeVar
 
 import torch
 
-from renege_ray.errors import UserError
+from renege_ray.errors import UserError, describe
 from renege_ray.models.base import TextToImage
 
 Item = TypeVar("Item")
 Output = TypeVar("Output")
+Failed = TypeVar("Failed")
 TIERS = {"16gb": 16.0, "24gb": 24.0, "80gb": 80.0}  # GB as on the box, 10^9 bytes
 REWARD_MEMORY = 1.2  # GiB a sample for a ViT-H reward and the image in float32
 RESERVE = 1.5  # GiB for the CUDA context, the libraries' workspaces and what fragmentation loses
@@ -128,3 +129,27 @@ def _try(compute: Callable[[Sequence[Item]], Output], piece: Sequence[Item]) -> 
         return (compute(piece),)
     except torch.cuda.OutOfMemoryError:
         return None
+
+
+def together_or_alone(
+    items: Sequence[Item],
+    compute: Callable[[Sequence[Item]], Sequence[Output]],
+    failed: Callable[[Item, str], Failed],
+    fatal: tuple[type[Exception], ...] = (),
+) -> list[Output | Failed]:
+    """What `compute` makes of each item, in order. Where it raises for all together, each is tried alone, and what
+    raises alone comes out as `failed(item, reason)`.
+
+    Raises:
+        UserError, torch.AcceleratorError, `fatal`: no single item is to blame for these.
+    """
+    if not items:
+        return []
+    try:
+        return list(compute(items))
+    except (UserError, torch.AcceleratorError, *fatal):
+        raise
+    except Exception as error:
+        if len(items) == 1:
+            return [failed(items[0], describe(error))]
+    return [made for item in items for made in together_or_alone([item], compute, failed, fatal)]

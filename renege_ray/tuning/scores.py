@@ -7,11 +7,10 @@ import torch
 from torch import Tensor
 
 from renege_ray.config.run import RunConfig
-from renege_ray.errors import UserError, describe
 from renege_ray.method.embedding import as_stored
 from renege_ray.models.base import TextToImage
 from renege_ray.rewards.base import Scorer
-from renege_ray.sampling.batches import MicroBatches
+from renege_ray.sampling.batches import MicroBatches, together_or_alone
 from renege_ray.sampling.encoded_prompts import EncodedPrompts
 from renege_ray.sampling.images import Pair, score
 from renege_ray.sampling.images import generate as make_images
@@ -72,16 +71,7 @@ class PromptScores:
 
         NaN stands where a score does not apply to a prompt. Where the batch raises, each prompt is tried alone.
         """
-        if not tuned:
-            return []
-        try:
-            return list(self._score(tuned))
-        except (UserError, torch.AcceleratorError):
-            raise
-        except Exception as error:
-            if len(tuned) == 1:
-                return [describe(error)]
-            return [outcome for one in tuned for outcome in self.score([one])]
+        return together_or_alone(tuned, self._score, lambda one, reason: reason)
 
     def _score(self, tuned: Sequence[TunedPrompt]) -> list[dict[str, float]]:
         samples = [sample for index, one in enumerate(tuned) for sample in self._samples(index, one)]

@@ -11,14 +11,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from renege_ray.config.jobs import TuningConfig
 from renege_ray.config.run import RunConfig
-from renege_ray.errors import UserError, describe
 from renege_ray.method.ascent import AscentSettings
 from renege_ray.method.embedding import as_stored
 from renege_ray.method.objective import reward_of_prediction
@@ -26,14 +24,12 @@ from renege_ray.method.rollout import rollout
 from renege_ray.method.search import Search
 from renege_ray.models.base import TextToImage
 from renege_ray.prompts.sources import pair_seed, prompt_id
-from renege_ray.sampling.batches import MicroBatches, plan_memory
+from renege_ray.sampling.batches import MicroBatches, plan_memory, together_or_alone
 from renege_ray.sampling.draws import stratified_step
 from renege_ray.sampling.encoded_prompts import EncodedPrompts
 from renege_ray.sampling.images import initial_noise
 from renege_ray.sampling.run_rewards import Rewards
 from renege_ray.training.early_stop import ValidationPoint, should_stop
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -86,6 +82,10 @@ class Slot:
     gave_up: bool = False
     seconds: float = 0.0
     error: str = ""
+
+    def fail(self, reason: str) -> None:
+        """The prompt gets no embedding."""
+        self.error = reason
 
 
 def tuning_seeds(config: RunConfig, prompt: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -172,35 +172,18 @@ class PromptTuner:
     def _advance(self, slots: Sequence[Slot]) -> None:
         """Measure every slot's candidate; make the next one of those that go on."""
         started = time.monotonic()
-        for slot, measured in self._for_each(slots, self._measure):
-            self._record(slot, measured)
+        for slot, measured in zip(slots, together_or_alone(slots, self._measure, Slot.fail), strict=True):
+            if measured is not None:
+                self._record(slot, measured)
         rising = [slot for slot in slots if not self._is_done(slot)]
-        for slot, gradient in self._for_each(rising, self._gradients_of):
+        for slot, gradient in zip(rising, together_or_alone(rising, self._gradients_of, Slot.fail), strict=True):
             try:
-                slot.search.ascend(gradient)
+                if gradient is not None:
+                    slot.search.ascend(gradient)
             except FloatingPointError:
                 slot.gave_up = True  # the candidates so far still stand
         for slot in slots:
             slot.seconds += (time.monotonic() - started) / len(slots)
-
-    def _for_each(self, slots: Sequence[Slot], work: Callable[[Sequence[Slot]], list[T]]) -> Iterator[tuple[Slot, T]]:
-        """What `work` returns for each slot. Where it raises for all together, each is tried alone, and those that
-        raise alone are to blame.
-        """
-        if not slots:
-            return
-        try:
-            outcomes = work(slots)
-        except (UserError, torch.AcceleratorError):
-            raise
-        except Exception as error:
-            if len(slots) == 1:
-                slots[0].error = describe(error)
-                return
-            for slot in slots:
-                yield from self._for_each([slot], work)
-            return
-        yield from zip(slots, outcomes, strict=True)
 
     def _measure(self, slots: Sequence[Slot]) -> list[Measured]:
         """A full generation of every slot's candidate from its tune seeds."""

@@ -1,14 +1,16 @@
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from renege_ray.errors import UserError
 from renege_ray.models.families.pixart_alpha import PixArtAlpha
 from renege_ray.models.families.stable_diffusion import StableDiffusion
 from renege_ray.models.families.stable_diffusion_xl import StableDiffusionXL
 from renege_ray.models.frozen_pipeline import FrozenPipeline
-from renege_ray.sampling.batches import MemoryPlan, available_memory, plan_memory
+from renege_ray.sampling.batches import MemoryPlan, available_memory, plan_memory, together_or_alone
 
 GIB = 2**30
 
@@ -64,3 +66,28 @@ def test_float32_takes_twice_as_much_and_small_images_little() -> None:
     full.dtype = torch.float32
     assert full.gradient_memory(saving=False) == 2 * model(*SD15).gradient_memory(saving=False)
     assert model(StableDiffusion, 8).gradient_memory(saving=False) == model(*SD15).gradient_memory(saving=False) / 64
+
+
+def test_an_item_that_raises_spoils_no_other() -> None:
+    seen: list[int] = []
+
+    def inverse(items: Sequence[int]) -> list[float]:
+        seen.append(len(items))
+        if 5 in items:
+            raise UserError("five")
+        if 4 in items:
+            raise KeyError("four")
+        return [1 / item for item in items]
+
+    def compute(*items: int, fatal: tuple[type[Exception], ...] = ()) -> list[float | tuple[int, str]]:
+        seen.clear()
+        return together_or_alone(items, inverse, lambda item, reason: (item, reason), fatal)
+
+    assert compute(1, 2) == [1, 0.5] and seen == [2]
+    assert compute(2, 0, 1) == [0.5, (0, "ZeroDivisionError: division by zero"), 1] and seen == [3, 1, 1, 1]
+    assert compute(4) == [(4, "KeyError: 'four'")] and seen == [1]
+    assert compute() == [] and seen == []
+    for items, fatal, error in (((5, 1), (), UserError), ((1, 4), (LookupError,), KeyError)):
+        with pytest.raises(error):
+            compute(*items, fatal=fatal)
+        assert seen == [2]
