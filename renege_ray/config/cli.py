@@ -96,7 +96,7 @@ methods:
   handwritten[=TEXT]       a negative prompt; by default the first of prompts.handwritten, in the presets of real models
                            the paper's long list
   global=FILE              a learned embedding
-  prompt=FOLDER            tuned prompts: the output folder of jobs/tune_prompts.py
+  prompt=FOLDER            tuned prompts: the output folder of tune-prompts
   text=TEXT                any other negative prompt
   model=ID:METHOD          one of these with another model
   METHOD,refine=NAME       with prompts refined by promptist or beautifulprompt; rewards judge by the original
