@@ -17,23 +17,20 @@ DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
 @dataclass(frozen=True)
 class Conversion:
-    """What is asked for.
-
-    Attributes:
-        source: the file.
-        target: the safetensors file to write.
-        metadata: fields of `EmbeddingMetadata` to set; the others stay as they are in the source.
-        text_encoder: a model's folder in diffusers' format, 'toy', or a name; None to leave it as it is.
-        dtype: of what is written; None for that of the source.
-        force: replace `target` if it exists.
-    """
+    """What is asked for."""
 
     source: Path
+    """The file."""
     target: Path
+    """The safetensors file to write."""
     metadata: dict[str, Any]
+    """Fields of `EmbeddingMetadata` to set; the others stay as they are in the source."""
     text_encoder: str | None = None
+    """A model's folder in diffusers' format, 'toy', or a name; None to leave it as it is."""
     dtype: str | None = None
+    """Of what is written; None for that of the source."""
     force: bool = False
+    """Replace `target` if it exists."""
 
 
 def convert(wanted: Conversion) -> tuple[NegativeEmbedding, str]:

@@ -22,27 +22,24 @@ _TEMPLATES = jinja2.Environment(loader=_LOADER, undefined=jinja2.StrictUndefined
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a card is written from.
-
-    Attributes:
-        metadata: of the embedding.
-        base_model: the Hub's id OWNER/NAME, or another name where there is none.
-        licence: an identifier of the Hub's list, or "other" for the base model's terms.
-        repository: where it will be published, OWNER/NAME; "" if that is not known.
-        config: the run's; None where only the embedding is known.
-        metrics: the run's, as in its summary.json.
-        pictures: paths in the folder.
-        masked: whether the embedding has an attention mask.
-    """
+    """What a card is written from."""
 
     metadata: EmbeddingMetadata
+    """Of the embedding."""
     base_model: str
+    """The Hub's id OWNER/NAME, or another name where there is none."""
     licence: str = "other"
+    """An identifier of the Hub's list, or "other" for the base model's terms."""
     repository: str = ""
+    """Where it will be published, OWNER/NAME; "" if that is not known."""
     config: RunConfig | None = None
+    """The run's; None where only the embedding is known."""
     metrics: Mapping[str, float] = field(default_factory=dict)
+    """The run's, as in its summary.json."""
     pictures: tuple[PurePosixPath, ...] = ()
+    """Paths in the folder."""
     masked: bool = False
+    """Whether the embedding has an attention mask."""
 
     @property
     def title(self) -> str:

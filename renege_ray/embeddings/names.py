@@ -55,18 +55,20 @@ FALLBACK = "fallback: global"
 
 @dataclass(frozen=True)
 class Method:
-    """One method, as the user wrote it.
-
-    kind: one of `KINDS`. value: the text, file or folder behind it, "" where there is none. model: an id, or "" for the
-    configuration's own. refine: a refiner, or "". label: what all results call it. spec: as the user wrote it.
-    """
+    """One method, as the user wrote it."""
 
     kind: str
+    """One of `KINDS`."""
     value: str
+    """The text, file or folder behind it, "" where there is none."""
     model: str
+    """An id, or "" for the configuration's own."""
     refine: str
+    """A refiner, or ""."""
     label: str
+    """What all results call it."""
     spec: str
+    """As the user wrote it."""
 
 
 def parse_methods(specs: Sequence[str]) -> tuple[Method, ...]:
@@ -130,19 +132,19 @@ def _label(kind: str, model: str, refiner: str) -> str:
 
 @dataclass(frozen=True)
 class ComparedNegative:
-    """A method, ready to be used by a worker.
-
-    model: that it draws with. negative: of all prompts, or of those that a table of tuned prompts lacks.
-    refiner: the folders of a refiner's model and tokenizer, or None. table: where tuned prompts are, or "".
-    key: of all that an image made by it depends on, besides the prompt, the seed and the configuration.
-    """
+    """A method, ready to be used by a worker."""
 
     method: Method
     model: ModelConfig
+    """That it draws with."""
     negative: Negative = NULL
+    """Of all prompts, or of those that a table of tuned prompts lacks."""
     refiner: tuple[str, str] | None = None
+    """The folders of a refiner's model and tokenizer, or None."""
     table: str = ""
+    """Where tuned prompts are, or ""."""
     key: str = ""
+    """Of all that an image made by it depends on, besides the prompt, the seed and the configuration."""
 
     @property
     def label(self) -> str:

@@ -20,15 +20,13 @@ _PICTURES = (".png", ".jpg", ".jpeg")
 
 @dataclass(frozen=True)
 class HubFolder:
-    """What a folder will hold: the embedding, the card, and the pictures by their places in it.
-
-    note: what the user should know, in a line; "" where there is nothing.
-    """
+    """What a folder will hold: the embedding, the card, and the pictures by their places in it."""
 
     embedding: NegativeEmbedding
     card: str
     pictures: dict[PurePosixPath, Path]
     note: str = ""
+    """What the user should know, in a line; "" where there is nothing."""
 
     @property
     def files(self) -> list[str]:

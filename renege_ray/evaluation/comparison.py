@@ -36,15 +36,14 @@ def score_column(score: str) -> str:
 
 @dataclass(frozen=True)
 class Step:
-    """How two methods compare that stand next to each other in the order of the methods.
-
-    difference, low, high: of the mean of paired differences d, higher minus lower.
-    """
+    """How two methods compare that stand next to each other in the order of the methods."""
 
     lower: str
     higher: str
     difference: float
+    """The mean of paired differences d, higher minus lower."""
     low: float
+    """Of its interval, to `high`."""
     high: float
 
     @property
@@ -61,27 +60,26 @@ class Step:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a table says. P pairs, M methods.
-
-    Attributes:
-        pairs: (P rows) prompt_id, seed, prompt, style, pair_index, in the order of prompt_id and pair_index.
-        values: by score (P, M) float64, NaN where there is none.
-        counts: a row a method: images, ok, black, nan, failed, marked.
-        means: a row for each score, style and method: mean; low, high: its interval over prompts; paired_low,
-            paired_high: freed of pair effects, for comparing methods; pairs, prompts: what it rests on.
-        comparisons: a row for each score, style and two methods: difference (method minus other) and win_rate of method
-            over other (ties half), each with its interval _low, _high; pairs, prompts. Image statistics have no better
-            or worse, hence no win rate.
-    """
+    """What a table says. P pairs, M methods."""
 
     methods: tuple[str, ...]
     scores: tuple[str, ...]
     styles: tuple[str, ...]
     pairs: pd.DataFrame
+    """(P rows) prompt_id, seed, prompt, style, pair_index, in the order of prompt_id and pair_index."""
     values: dict[str, Array]
+    """By score (P, M) float64, NaN where there is none."""
     counts: pd.DataFrame
+    """A row a method: images, ok, black, nan, failed, marked."""
     means: pd.DataFrame
+    """A row for each score, style and method: mean; low, high: its interval over prompts; paired_low, paired_high:
+    freed of pair effects, for comparing methods; pairs, prompts: what it rests on.
+    """
     comparisons: pd.DataFrame
+    """A row for each score, style and two methods: difference (method minus other) and win_rate of method over other
+    (ties half), each with its interval _low, _high; pairs, prompts. Image statistics have no better or worse, hence no
+    win rate.
+    """
 
     @classmethod
     def from_table(

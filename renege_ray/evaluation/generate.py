@@ -37,15 +37,14 @@ every seed makes the image that diffusers makes with torch.Generator("cpu").manu
 
 @dataclass(frozen=True)
 class GenerateRequest:
-    """What to make: an image of each prompt with each seed under each negative.
-
-    config: model, sampling and output folder; the rest of it is not used. negatives: as the user named them.
-    """
+    """What to make: an image of each prompt with each seed under each negative."""
 
     config: RunConfig
+    """Model, sampling and output folder; the rest of it is not used."""
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
     negatives: tuple[str, ...]
+    """As the user named them."""
 
     @property
     def pairs(self) -> list[Pair]:

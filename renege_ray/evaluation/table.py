@@ -15,20 +15,20 @@ _TEXTS = ("prompt_id", "prompt", "style", "method", "method_key", "model", "refi
 
 @dataclass(frozen=True)
 class ImageToMake:
-    """One image.
-
-    prompt, style: what it is of, and the group of prompts that it is reported with ("" where there are none). seed: of
-    the initial noise. pair_index: the image is the k-th of its prompt. method: its place among the job's methods.
-    method_key: of what the method makes of a prompt.
-    """
+    """One image."""
 
     prompt_id: str
     prompt: str
     style: str
+    """The group of prompts that it is reported with; "" where there are none."""
     seed: int
+    """Of the initial noise."""
     pair_index: int
+    """The image is the k-th of its prompt."""
     method: int
+    """Its place among the job's methods."""
     method_key: str
+    """Of what the method makes of a prompt."""
 
     @property
     def id(self) -> str:

@@ -26,25 +26,22 @@ EPSILON = 1e-8  # keeps AdamW's step finite where no gradient has ever been
 
 @dataclass(frozen=True)
 class AscentSettings:
-    """The update's constants.
-
-    Attributes:
-        lr: learning rate at the first update.
-        steps: K, after which the learning rate is zero.
-        weight_decay: wd.
-        betas: (b1, b2).
-        max_grad_norm: g_max; 0 turns clipping off.
-        ema_decay: r; 0 turns averaging off.
-        drift_penalty: p.
-    """
+    """The update's constants."""
 
     lr: float
+    """Learning rate at the first update."""
     steps: int
+    """K, after which the learning rate is zero."""
     weight_decay: float = 0.0
+    """wd."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """(b1, b2)."""
     max_grad_norm: float = 0.0
+    """g_max; 0 turns clipping off."""
     ema_decay: float = 0.0
+    """r; 0 turns averaging off."""
     drift_penalty: float = 0.0
+    """p."""
 
 
 @dataclass(frozen=True)

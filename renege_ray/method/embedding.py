@@ -41,29 +41,26 @@ def as_stored(embedding: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class EmbeddingMetadata:
-    """Where an embedding came from. An empty string (or None) stands for "not known".
-
-    Attributes:
-        text_encoder_hash: of the encoder in whose output space n lives (`TextToImage.text_encoder_hash`).
-        text_encoder: that encoder, for people.
-        base_model: the model that n was learned on.
-        guidance_scale: w during learning.
-        reward: the reward, or weighted rewards, that n was learned by.
-        prompts: the prompt set that n was learned on.
-        steps: updates made.
-        config_fingerprint: hash of the run's configuration.
-        package_version: version of this package.
-    """
+    """Where an embedding came from. An empty string (or None) stands for "not known"."""
 
     text_encoder_hash: str
+    """Of the encoder in whose output space n lives (`TextToImage.text_encoder_hash`)."""
     text_encoder: str = ""
+    """That encoder, for people."""
     base_model: str = ""
+    """The model that n was learned on."""
     guidance_scale: float | None = None
+    """w during learning."""
     reward: str = ""
+    """The reward, or weighted rewards, that n was learned by."""
     prompts: str = ""
+    """The prompt set that n was learned on."""
     steps: int = 0
+    """Updates made."""
     config_fingerprint: str = ""
+    """Hash of the run's configuration."""
     package_version: str = ""
+    """Version of this package."""
 
     def to_header(self) -> dict[str, str]:
         """The metadata as a safetensors header: strings only, exact for numbers."""
@@ -86,18 +83,17 @@ class EmbeddingMetadata:
 class NegativeEmbedding:
     """A negative embedding and its metadata.
 
-    Attributes:
-        tensors: by diffusers' names. `negative_prompt_embeds` is n, (1, L, D), in the floating type that it is
-            stored in; beside it there may be `negative_pooled_prompt_embeds`, (1, P), floating too, and
-            `negative_prompt_attention_mask`, (1, L), of any type of numbers. All are finite.
-        metadata: where it came from.
-
     Raises:
         UserError: a tensor is missing, is not known, has another shape or type, or is not finite.
     """
 
     tensors: Mapping[str, Tensor]
+    """By diffusers' names. `negative_prompt_embeds` is n, (1, L, D), in the floating type that it is stored in; beside
+    it there may be `negative_pooled_prompt_embeds`, (1, P), floating too, and `negative_prompt_attention_mask`, (1,
+    L), of any type of numbers. All are finite.
+    """
     metadata: EmbeddingMetadata
+    """Where it came from."""
 
     def __post_init__(self) -> None:
         if PROMPT_EMBEDS not in self.tensors or not self.tensors.keys() <= SHAPES.keys():

@@ -27,15 +27,12 @@ class Denoiser(Protocol):
 
 @dataclass(frozen=True)
 class Rollout:
-    """Where a rollout ended, and what it passed through.
-
-    Attributes:
-        latents: x_t at the entrance of step `stop`, or the final latents when `stop` is T; (B, C, H, W).
-        kept: x_t at the entrance of each step that was asked for, {step: (B, C, H, W)}.
-    """
+    """Where a rollout ended, and what it passed through."""
 
     latents: Tensor
+    """x_t at the entrance of step `stop`, or the final latents when `stop` is T; (B, C, H, W)."""
     kept: dict[int, Tensor] = field(default_factory=dict)
+    """x_t at the entrance of each step that was asked for, {step: (B, C, H, W)}."""
 
 
 def rollout(

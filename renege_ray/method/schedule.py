@@ -25,25 +25,22 @@ TimestepSpacing = Literal["leading", "trailing", "linspace"]
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """A sampler of T steps.
-
-    Attributes:
-        timesteps: t_i, what the model is told at step i; (T,) int64, descending.
-        signal: of x, (T,) float64.
-        sigma: of x, (T,) float64.
-        next_signal: signal' of the x' that step i leads to, (T,) float64.
-        next_sigma: sigma' of that x', (T,) float64.
-        prediction_type: what the model's output means.
-        clip_range: x_0 is kept within plus and minus this; None where it is not (latent models, as a rule).
-    """
+    """A sampler of T steps."""
 
     timesteps: Tensor
+    """t_i, what the model is told at step i; (T,) int64, descending."""
     signal: Tensor
+    """Of x, (T,) float64."""
     sigma: Tensor
+    """Of x, (T,) float64."""
     next_signal: Tensor
+    """signal' of the x' that step i leads to, (T,) float64."""
     next_sigma: Tensor
+    """sigma' of that x', (T,) float64."""
     prediction_type: PredictionType
+    """What the model's output means."""
     clip_range: float | None = None
+    """x_0 is kept within plus and minus this; None where it is not (latent models, as a rule)."""
 
     def __len__(self) -> int:
         """T, the number of steps."""

@@ -23,19 +23,16 @@ from renege_ray.method.embedding import ATTENTION_MASK, POOLED_EMBEDS, PROMPT_EM
 
 @dataclass(frozen=True)
 class EmbeddingLayout:
-    """The sizes of the tensors, and the way from them to the packed one and back.
-
-    Attributes:
-        tokens: L.
-        width: D.
-        pooled_width: P, or 0 where there is no pooled embedding.
-        masked: whether there is an attention mask.
-    """
+    """The sizes of the tensors, and the way from them to the packed one and back."""
 
     tokens: int
+    """L."""
     width: int
+    """D."""
     pooled_width: int = 0
+    """P, or 0 where there is no pooled embedding."""
     masked: bool = False
+    """Whether there is an attention mask."""
 
     @property
     def packed_shape(self) -> tuple[int, int]:

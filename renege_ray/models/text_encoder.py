@@ -47,17 +47,14 @@ T5_TOKENS = 120  # what PixArt-alpha pads to (its Section 3.1): T5 itself knows 
 
 @dataclass(frozen=True)
 class TextEncoderIdentity:
-    """The text encoders of a model.
-
-    Attributes:
-        name: for people: classes and sizes, since configurations do not say reliably whose weights they are.
-        hash: 16 hexadecimal digits for comparing, the same on every machine.
-        layout: what an embedding in their output space is made of.
-    """
+    """The text encoders of a model."""
 
     name: str
+    """For people: classes and sizes, since configurations do not say reliably whose weights they are."""
     hash: str
+    """16 hexadecimal digits for comparing, the same on every machine."""
     layout: EmbeddingLayout
+    """What an embedding in their output space is made of."""
 
 
 def identify(pipeline: Any) -> TextEncoderIdentity:

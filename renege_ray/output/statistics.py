@@ -22,15 +22,14 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Intervals:
-    """Means of K columns with their 95 % intervals; `low` and `high` are NaN where no interval is claimed.
-
-    pairs, prompts: how many the mean rests on. All (K,).
-    """
+    """Means of K columns with their 95 % intervals; all (K,)."""
 
     mean: Array
     low: Array
+    """NaN where no interval is claimed, as `high`."""
     high: Array
     pairs: NDArray[np.int64]
+    """How many the mean rests on, of how many `prompts`."""
     prompts: NDArray[np.int64]
 
     def __getitem__(self, columns: slice) -> "Intervals":

@@ -22,21 +22,18 @@ CATEGORY_COLUMNS = ("category", "style")
 
 @dataclass(frozen=True)
 class PromptTable:
-    """The prompts of a file in its order, without blank ones.
-
-    Attributes:
-        prompts: without the white space around them.
-        categories: of each prompt ("" where a row has none), or empty where the file has no such column.
-        blank: rows without a prompt, which were skipped.
-        column: the column that the prompts are from; None where there are no columns.
-        unit: what a row is called in this kind of file.
-    """
+    """The prompts of a file in its order, without blank ones."""
 
     prompts: tuple[str, ...]
+    """Without the white space around them."""
     categories: tuple[str, ...]
+    """Of each prompt ("" where a row has none), or empty where the file has no such column."""
     blank: int
+    """Rows without a prompt, which were skipped."""
     column: str | None
+    """The column that the prompts are from; None where there are no columns."""
     unit: str
+    """What a row is called in this kind of file."""
 
 
 class _Row(NamedTuple):

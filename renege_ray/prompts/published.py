@@ -20,27 +20,24 @@ _SECONDS_TO_CONNECT = 20
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file of a published set.
-
-    Attributes:
-        host: "GitHub", or "Hub" for a data set of the Hugging Face Hub.
-        repository: OWNER/NAME there.
-        revision: the commit.
-        path: within the repository.
-        sha256: of the file.
-        prompts: how many it holds.
-        column: where they are; None where the file has no columns.
-        category: of all of them, where the file stands for one.
-    """
+    """A file of a published set."""
 
     host: Literal["GitHub", "Hub"]
+    """"GitHub", or "Hub" for a data set of the Hugging Face Hub."""
     repository: str
+    """OWNER/NAME there."""
     revision: str
+    """The commit."""
     path: str
+    """Within the repository."""
     sha256: str
+    """Of the file."""
     prompts: int
+    """How many it holds."""
     column: str | None = None
+    """Where they are; None where the file has no columns."""
     category: str = ""
+    """Of all of them, where the file stands for one."""
 
     @property
     def name(self) -> str:
@@ -50,13 +47,11 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class PublishedSet:
-    """A set of one file or several.
-
-    exact: a file with another SHA-256 is refused; otherwise that is only said.
-    """
+    """A set of one file or several."""
 
     files: tuple[RemoteFile, ...]
     exact: bool = True
+    """A file with another SHA-256 is refused; otherwise that is only said."""
 
 
 def _hpsv2(style: str, sha256: str) -> RemoteFile:

@@ -28,17 +28,18 @@ class Refiner(Protocol):
 
 @dataclass(frozen=True)
 class RefinerFacts:
-    """A refiner of which only the weights are still to be read.
-
-    model: the causal language model on the Hub. template: with {prompt} in it. tokenizer: on the Hub, "" if it comes
-    with the model. max_new_tokens: the refinement is not longer. beams: of the search; 1 is greedy.
-    """
+    """A refiner of which only the weights are still to be read."""
 
     model: str
+    """The causal language model on the Hub."""
     template: str
+    """With {prompt} in it."""
     tokenizer: str = ""
+    """On the Hub, "" if it comes with the model."""
     max_new_tokens: int = 75
+    """The refinement is not longer."""
     beams: int = 1
+    """Of the search; 1 is greedy."""
     length_penalty: float = 1.0
     repetition_penalty: float = 1.0
 

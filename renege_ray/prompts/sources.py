@@ -40,25 +40,22 @@ _FILE_AND_COLUMN = re.compile(rf"(.+?(?:{'|'.join(map(re.escape, SUFFIXES))})):(
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Prompts in the order of their source; what appears twice there is drawn twice as often.
-
-    Attributes:
-        prompts: the texts.
-        name: of the source, for people.
-        blank_lines_skipped: lines (or rows, or items) without a prompt.
-        duplicates: how many prompts are repetitions of an earlier one (by `prompt_id`).
-        categories: of each prompt ("" where it has none), or empty where the source knows none.
-        unit: what a line is called in this source.
-        remarks: what else there is to say, in a few words each.
-    """
+    """Prompts in the order of their source; what appears twice there is drawn twice as often."""
 
     prompts: tuple[str, ...]
+    """The texts."""
     name: str
+    """Of the source, for people."""
     blank_lines_skipped: int = 0
+    """Lines (or rows, or items) without a prompt."""
     duplicates: int = 0
+    """How many prompts are repetitions of an earlier one (by `prompt_id`)."""
     categories: tuple[str, ...] = ()
+    """Of each prompt ("" where it has none), or empty where the source knows none."""
     unit: str = "line"
+    """What a line is called in this source."""
     remarks: tuple[str, ...] = ()
+    """What else there is to say, in a few words each."""
 
     def notes(self) -> str:
         """What a user should know of the set, in one line: "list.txt: 7 prompts, 1 blank line skipped"."""

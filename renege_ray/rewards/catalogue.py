@@ -11,17 +11,15 @@ from renege_ray.errors import UserError
 
 @dataclass(frozen=True)
 class Source:
-    """Files that a reward is read from, in a repository of the Hugging Face Hub or in a local copy.
-
-    name: what `rewards.checkpoints` calls it.
-    files: any one of these is enough in a local copy; the Hub has the first.
-    companions: files that have to lie beside it.
-    """
+    """Files that a reward is read from, in a repository of the Hugging Face Hub or in a local copy."""
 
     name: str
+    """What `rewards.checkpoints` calls it."""
     repository: str
     files: tuple[str, ...]
+    """Any one of these is enough in a local copy; the Hub has the first."""
     companions: tuple[str, ...] = ()
+    """Files that have to lie beside it."""
 
     def __str__(self) -> str:
         return f"{' and '.join((self.files[0], *self.companions))} of {self.repository}"
@@ -29,20 +27,18 @@ class Source:
 
 @dataclass(frozen=True)
 class RewardFacts:
-    """What there is to say of a reward before it is loaded.
-
-    name: what the configuration and all results call it.
-    module: the file of this package whose `load` makes it.
-    usual_range: most scores of ordinary generated images lie in it.
-    sources: the weights first; what else there is may lie beside them.
-    """
+    """What there is to say of a reward before it is loaded."""
 
     name: str
+    """What the configuration and all results call it."""
     version: str
     module: str
+    """The file of this package whose `load` makes it."""
     usual_range: tuple[float, float]
+    """Most scores of ordinary generated images lie in it."""
     about: str
     sources: tuple[Source, ...] = ()
+    """The weights first; what else there is may lie beside them."""
     reads_prompts: bool = True
 
 

@@ -31,13 +31,12 @@ ENOUGH = 4  # samples; under guidance the rollout computes twice as many at once
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """micro_batch_size: samples that are computed at once, at least 1; None: as many as there are.
-
-    saving: whether activations are computed again in the backward pass.
-    """
+    """What fits into the memory."""
 
     micro_batch_size: int | None
+    """Samples that are computed at once, at least 1; None: as many as there are."""
     saving: bool
+    """Whether activations are computed again in the backward pass."""
 
 
 def plan_memory(memory: str, given: Literal["auto"] | int, model: TextToImage) -> MemoryPlan:

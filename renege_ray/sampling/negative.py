@@ -33,13 +33,12 @@ Encoder = Callable[[], TextEncoderIdentity]  # read when it is asked for
 
 @dataclass(frozen=True)
 class Negative:
-    """A negative prompt, or an embedding; with neither, the model's null embedding.
-
-    text: of the negative prompt. embedding: packed, (1, L, D) float32, or one for each image that is to be made.
-    """
+    """A negative prompt, or an embedding; with neither, the model's null embedding."""
 
     text: str | None = None
+    """Of the negative prompt."""
     embedding: Tensor | None = None
+    """Packed, (1, L, D) float32, or one for each image that is to be made."""
 
     def packed(self, model: TextToImage, encoded: EncodedPrompts) -> Tensor:
         """n, (1, L, D) float32 on the CPU; as many as `embedding` has."""

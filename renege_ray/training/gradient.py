@@ -26,18 +26,16 @@ from renege_ray.sampling.workers import Workers
 
 @dataclass(frozen=True)
 class GlobalGradient:
-    """What all workers know after a step.
-
-    gradient: (1, L, D) float32, of the mean reward over the valid samples; zero where there is none.
-    rewards: {"reward": (B * k,), part: (B * k,)} float64 in sample order; k gradients a rollout. valid: (B *
-        k,) bool, False where the reward or its gradient was not finite. stop: some worker has been asked to
-        stop.
-    """
+    """What all workers know after a step."""
 
     gradient: Tensor
+    """(1, L, D) float32, of the mean reward over the valid samples; zero where there is none."""
     rewards: dict[str, Tensor]
+    """{"reward": (B * k,), part: (B * k,)} float64 in sample order; k gradients a rollout."""
     valid: Tensor
+    """(B * k,) bool, False where the reward or its gradient was not finite."""
     stop: bool
+    """Some worker has been asked to stop."""
 
     def means(self) -> dict[str, float]:
         """The mean over the valid samples of the reward and of each of its parts."""

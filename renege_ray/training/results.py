@@ -29,10 +29,7 @@ LABELS = {"null": "null", "handwritten": "handwritten", "global": "global (learn
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What the results say of the models; known only where they were loaded.
-
-    rewards: version, checkpoint and SHA-256 of each reward, see `RewardModel.describe`.
-    """
+    """What the results say of the models; known only where they were loaded."""
 
     base_model: str
     text_encoder: str
@@ -40,6 +37,7 @@ class ModelFacts:
     reward: str
     layout: EmbeddingLayout
     rewards: list[dict[str, Any]]
+    """Version, checkpoint and SHA-256 of each reward, see `RewardModel.describe`."""
 
     @classmethod
     def of(cls, model: TextToImage, rewards: Rewards) -> "ModelFacts":

@@ -46,17 +46,15 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Progress:
-    """What happened at the end of `step` updates, told on every rank alike.
-
-    metrics: named numbers. evaluation: null, handwritten and global on the validation pairs, where it was
-        measured.
-    state: a checkpoint, where one is due; it has to be kept before the call returns.
-    """
+    """What happened at the end of `step` updates, told on every rank alike."""
 
     step: int
     metrics: dict[str, float] = field(default_factory=dict)
+    """Named numbers."""
     evaluation: Evaluation | None = None
+    """Null, handwritten and global on the validation pairs, where it was measured."""
     state: TrainingState | None = None
+    """A checkpoint, where one is due; it has to be kept before the call returns."""
     message: str = ""
 
 

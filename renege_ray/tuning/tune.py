@@ -34,38 +34,41 @@ from renege_ray.training.early_stop import ValidationPoint, should_stop
 
 @dataclass(frozen=True)
 class TunedPrompt:
-    """What became of a prompt.
-
-    embedding: the best candidate, (1, L, D) float32, rounded to the storage type; the initial one if the prompt
-        failed. best_step, steps: its number, and that of the updates made. stopped_early: before the last step.
-    rewards: of the candidates 0, 1, ..., the mean over the tune seeds. images: of "global" (candidate 0) and
-        "prompt" (the best one) from the tune seeds, (S, 3, H, W) on the CPU; none if it failed.
-    seconds: its share of the computing time. error: why it failed, else "".
-    """
+    """What became of a prompt."""
 
     prompt: str
     embedding: Tensor
+    """The best candidate, (1, L, D) float32, rounded to the storage type; the initial one if the prompt failed."""
     best_step: int
+    """The number of that candidate."""
     steps: int
+    """Updates made."""
     stopped_early: bool
+    """Before the last step."""
     rewards: tuple[float, ...]
+    """Of the candidates 0, 1, ..., the mean over the tune seeds."""
     images: dict[str, Tensor]
+    """Of "global" (candidate 0) and "prompt" (the best one) from the tune seeds, (S, 3, H, W) on the CPU; none if it
+    failed.
+    """
     seconds: float
+    """Its share of the computing time."""
     error: str = ""
+    """Why it failed, else nothing."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A candidate's generation from S seeds with G gradient steps each.
-
-    images: (S, 3, H, W) on the CPU. states: x_t at the entrance of each gradient step, (S, G, C, h, w).
-    reward, held_out: means over the seeds; held_out is NaN where no reward is held out.
-    """
+    """A candidate's generation from S seeds with G gradient steps each."""
 
     images: Tensor
+    """(S, 3, H, W) on the CPU."""
     states: Tensor
+    """x_t at the entrance of each gradient step, (S, G, C, h, w)."""
     reward: float
+    """The mean over the seeds."""
     held_out: float
+    """The mean over the seeds; NaN where no reward is held out."""
 
 
 @dataclass

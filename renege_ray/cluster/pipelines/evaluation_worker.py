@@ -23,10 +23,11 @@ _LARGEST_FILE = 512  # rows
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationJob(PipelineJob):
-    """See `PipelineJob`. images: the folder or URI of the images."""
+    """See `PipelineJob`."""
 
     negatives: tuple[ComparedNegative, ...]
     images: str
+    """The folder or URI of the images."""
 
 
 class EvaluateWorker(ChunkWorker[ImageToMake]):

@@ -22,9 +22,10 @@ from renege_ray.version import __version__
 
 @dataclass(frozen=True, kw_only=True)
 class TuningJob(PipelineJob):
-    """See `PipelineJob`. initial: what `tuning.init` stands for."""
+    """See `PipelineJob`."""
 
     initial: Negative
+    """What `tuning.init` stands for."""
 
 
 class PromptWorker(ChunkWorker[PromptToTune]):

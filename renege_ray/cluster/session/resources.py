@@ -80,14 +80,13 @@ def worker_shape(config: ClusterConfig, nodes: Sequence[Node], *, autoscaled: bo
 
 @dataclass(frozen=True)
 class TrialShape:
-    """How many trials of a sweep run at the same time, and what each of them reserves.
-
-    concurrent: trials at a time. workers, cpus, gpus: of one trial, and of each of its workers.
-    """
+    """How many trials of a sweep run at the same time, and what each of them reserves."""
 
     concurrent: int
     workers: int
+    """Of one trial."""
     cpus: float
+    """Of one worker, as `gpus` is."""
     gpus: float
 
     @property

@@ -15,29 +15,26 @@ from renege_ray.sampling.images import Pair, make_pairs
 
 @dataclass(frozen=True)
 class Subject:
-    """What is looked at.
-
-    Attributes:
-        config: model, sampling and seed; the rest of it is not used.
-        model: the model.
-        encoded: its prompts' embeddings.
-        embedding: n, (1, L, D) float32.
-        label: what to call it.
-        handwritten: the negative prompt to compare it with.
-        prompts: to make images of; none where the analysis needs none.
-        options: the analysis's own flags.
-        say: prints a line.
-    """
+    """What is looked at."""
 
     config: RunConfig
+    """Model, sampling and seed; the rest of it is not used."""
     model: TextToImage
+    """The model."""
     encoded: EncodedPrompts
+    """Its prompts' embeddings."""
     embedding: Tensor
+    """n, (1, L, D) float32."""
     label: str
+    """What to call it."""
     handwritten: str
+    """The negative prompt to compare it with."""
     prompts: Sequence[str]
+    """To make images of; none where the analysis needs none."""
     options: argparse.Namespace
+    """The analysis's own flags."""
     say: Callable[[str], None]
+    """Prints a line."""
 
     def pairs(self, count: int) -> tuple[Pair, ...]:
         """`count` pairs of a prompt and a seed; see `make_pairs`."""

@@ -45,17 +45,14 @@ _PROJECTIONS = (".to_q", ".to_k", ".to_v", ".to_out.0")
 
 @dataclass(frozen=True)
 class Efficiency:
-    """What is known of one set of parameters p.
-
-    Attributes:
-        size: dim(p).
-        rms: root mean square of its numbers.
-        squares: |v J|^2 of each probe, per image; their mean is the estimate of |J|_F^2.
-    """
+    """What is known of one set of parameters p."""
 
     size: int
+    """dim(p)."""
     rms: float
+    """Root mean square of its numbers."""
     squares: tuple[float, ...]
+    """|v J|^2 of each probe, per image; their mean is the estimate of |J|_F^2."""
 
     @property
     def squared_norm(self) -> float:

@@ -21,10 +21,12 @@ PAIRS_IN_A_PIECE = 32
 
 @dataclass(frozen=True)
 class Gallery:
-    """data: for `gallery.js`, see `_facts`; pieces: JSON lists of base64, a row of methods for each pair."""
+    """The gallery as the page holds it."""
 
     data: str
+    """For `gallery.js`, see `_facts`."""
     pieces: list[str]
+    """JSON lists of base64, a row of methods for each pair."""
     shown: int
     pictures: int
 
