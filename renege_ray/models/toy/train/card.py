@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import jinja2
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from torch import Tensor, nn
@@ -31,6 +32,8 @@ from renege_ray.models.toy.train.vae import random_pictures, reconstruction_psnr
 PLAIN_PROMPTS = 500
 RENDERS = 600
 SECOND_HEADING = "## The second model"
+_LOADER = jinja2.PackageLoader("renege_ray.models.toy.train", ".")
+_TEMPLATES = jinja2.Environment(loader=_LOADER, undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
 
 
 @torch.no_grad()
@@ -108,59 +111,26 @@ def measure_generation(pipe: StableDiffusionPipeline) -> dict[str, dict[str, flo
 
 def write_card(figures: dict[str, Any], trained_with: str) -> str:
     """The model card in Markdown."""
-    rewards = figures["rewards"]
+    rewards, judge = figures["rewards"], figures["judge"]
     kinds = list(next(iter(rewards.values())))
-    return "\n".join(
-        [
-            "# The embedded model",
-            "",
-            "A small text-to-image latent diffusion model that `renege_ray` carries so that learning a negative",
-            "embedding can be tried, and tested, in minutes on a CPU: 32x32 pictures of one coloured shape, many of",
-            "them spoiled by defects, as the pictures that it was trained on are.",
-            "",
-            f"Named in some captions: {', '.join(NAMED_DEFECTS)}. Never named: {', '.join(UNNAMED_DEFECTS)}.",
-            f"Defaults: guidance scale {GUIDANCE_SCALE:g}, {NUM_INFERENCE_STEPS} DDIM steps.",
-            "",
-            f"Trained by `{trained_with}`; the figures below were measured by the same command on the stored",
-            "(float16) weights. Scenes of the held-out split were seen by no network.",
-            "",
-            f"## Images of {PLAIN_PROMPTS} held-out prompts, as the judge sees them",
-            "",
-            *_generation_table(figures["generation"]),
-            "",
-            "## Rewards: pairs ranked right that differ in one thing alone, held-out scenes",
-            "",
-            _table(
-                ["reward", *kinds],
-                [[f"`{name}`", *(_percent(row[kind]) for kind in kinds)] for name, row in rewards.items()],
-            ),
-            "",
-            "## Judge: real renders named right",
-            "",
-            _table(list(figures["judge"]), [[_percent(v) for v in figures["judge"].values()]]),
-            "",
-            f"## Autoencoder: {figures['vae_psnr_db']:.1f} dB",
-            "",
-        ]
+    return _TEMPLATES.get_template("card.md.j2").render(
+        figures=figures,
+        trained_with=trained_with,
+        named=NAMED_DEFECTS,
+        unnamed=UNNAMED_DEFECTS,
+        guidance_scale=GUIDANCE_SCALE,
+        steps=NUM_INFERENCE_STEPS,
+        plain_prompts=PLAIN_PROMPTS,
+        generation=_generation_table(figures["generation"]),
+        rewards=_table(["reward", *kinds], {f"`{name}`": row.values() for name, row in rewards.items()}),
+        judge=_table(list(judge), {_percent(next(iter(judge.values()))): list(judge.values())[1:]}),
     )
 
 
 def write_second_section(rows: dict[str, dict[str, float]], trained_with: str) -> str:
     """What the card says of the second model, in Markdown."""
-    return "\n".join(
-        [
-            SECOND_HEADING,
-            "",
-            "The first one's UNet trained on, on other pictures with other captions, with the text encoder and the",
-            "autoencoder frozen: a relative, as SD 1.4 is of SD 1.5. An embedding learned with the one model fits the",
-            "other.",
-            "",
-            f"Trained by `{trained_with}`, and measured like the first:",
-            "",
-            *_generation_table(rows),
-            "",
-        ]
-    )
+    section = _TEMPLATES.get_template("second.md.j2")
+    return section.render(heading=SECOND_HEADING, trained_with=trained_with, generation=_generation_table(rows))
 
 
 def with_second_section(card: str, section: str) -> str:
@@ -168,19 +138,17 @@ def with_second_section(card: str, section: str) -> str:
     return f"{card.partition(SECOND_HEADING)[0].rstrip()}\n\n{section}"
 
 
-def _generation_table(rows: dict[str, dict[str, float]]) -> list[str]:
-    columns = list(next(iter(rows.values())))
-    return [
-        _table(["share of images", *columns], [[name, *map(_percent, row.values())] for name, row in rows.items()]),
-        "",
-        "The first five columns: free of defects, attribute as asked for. The others: the defect is present.",
-    ]
+def _generation_table(rows: dict[str, dict[str, float]]) -> str:
+    table = _table(["share of images", *next(iter(rows.values()))], {name: row.values() for name, row in rows.items()})
+    columns = "The first five columns: free of defects, attribute as asked for. The others: the defect is present."
+    return f"{table}\n\n{columns}"
 
 
 def _percent(share: float) -> str:
     return "" if math.isnan(share) else f"{100 * share:.1f} %"
 
 
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+def _table(header: list[str], rows: Mapping[str, Iterable[float]]) -> str:
+    """A table in Markdown of shares, {first cell: the others}."""
+    cells = [header, ["---"] * len(header), *([name, *map(_percent, shares)] for name, shares in rows.items())]
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
