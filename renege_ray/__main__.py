@@ -6,42 +6,10 @@ from functools import partial
 from importlib import import_module
 from typing import Never
 
-from renege_ray.config.argument_parser import check_command
+from renege_ray.config.argument_parser import check_command, help_text
 from renege_ray.config.cli import from_args, run_job
 from renege_ray.errors import UserError
 from renege_ray.version import __version__
-
-_HELP = """\
-usage: renege-ray COMMAND ...            renege-ray COMMAND --help teaches each of them
-
-Learns the negative embedding of a text-to-image diffusion model, by the gradient of a reward, instead of a negative
-prompt that is written by hand. Without further flags everything runs on the small model in the package, on any machine.
-
-begin here:
-  renege-ray train-global
-      learn one negative embedding for all prompts, in minutes on a CPU
-  renege-ray generate --prompt "a big red star" --negative null --negative outputs/RUN/negative_embedding.safetensors
-      pictures without it and with it, side by side
-  renege-ray evaluate --method null --method handwritten --method global=outputs/RUN/negative_embedding.safetensors
-      does it help, on what, by whose judgement, and how sure is that
-
-on your own model:
-  renege-ray train-global --preset sd15 --model FOLDER_OR_HUB_ID --dry-run
-      what it would take; without --dry-run it starts
-
-commands:
-  train-global         learn one negative embedding for all prompts (Ray Train)
-  tune-prompts         refine it for each prompt by itself (Ray Data)
-  sweep                search for better settings of the training (Ray Tune, Optuna)
-  evaluate             compare negatives on the same prompts, seeds and noise (Ray Data)
-  generate             make pictures under several negatives
-  embedding            inspect, convert, export embedding files; check tuned prompts
-  rewards              list the reward models; score pictures
-  analyses             the paper's analyses: efficiency, sampler-error, pseudo-positive, distance
-  toy                  export the model in the package as a folder for diffusers
-  tracking             send to MLflow what a tracking server has missed
-  vbench               VBench's own package on a folder of videos
-"""
 
 _JOBS = {
     "train_global": "renege_ray.cluster.training.job",
@@ -117,7 +85,7 @@ def main(argv: Sequence[str]) -> int:
     if name == "--version":
         print(__version__)
     elif name in ("--help", "-h"):
-        print(_HELP, end="")
+        print(help_text("renege_ray"), end="")
     else:
         check_command(name, list(PROGRAMS), "renege-ray")
         if name not in PROGRAMS:

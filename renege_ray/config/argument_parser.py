@@ -9,6 +9,8 @@ from typing import Any, Never
 from renege_ray.config.faults import did_you_mean
 from renege_ray.errors import UserError
 
+_HELP = Path(__file__).parent / "help"
+
 
 class ArgumentParser(argparse.ArgumentParser):
     """Raises UserError, which is told in one line, where argparse would print its usage and exit. Flags are written
@@ -39,6 +41,11 @@ def command_of(job: str) -> str:
     """What a job was called by: its file in `jobs/`, or the installed command."""
     file = f"{job}.py"
     return f"python jobs/{file}" if Path(sys.argv[0]).name == file else f"renege-ray {job.replace('_', '-')}"
+
+
+def help_text(name: str, command: str = "") -> str:
+    """The examples of a command, and what there is to say beyond its flags: a file of the folder `help`."""
+    return (_HELP / f"{name}.txt").read_text(encoding="utf-8").replace("{command}", command)
 
 
 def check_command(name: str, known: Sequence[str], program: str) -> None:

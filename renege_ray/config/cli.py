@@ -13,7 +13,7 @@ from typing import Any, Never, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from renege_ray.config.argument_parser import ArgumentParser, command_of
+from renege_ray.config.argument_parser import ArgumentParser, command_of, help_text
 from renege_ray.config.faults import expected, fields, shown_value, unknown_field
 from renege_ray.config.fingerprint import fingerprint, has_effect, is_foreign
 from renege_ray.config.jobs import EvaluationConfig, SweepConfig
@@ -48,79 +48,8 @@ _REPEATED = ("evaluation.methods",)  # flags that are given once for each item, 
 _REPEATABLE = ("tune_prompts", "evaluate", "sweep")
 _OTHER_FLAGS = ("--preset", "--resume", "--dry-run", "--help")
 
-_EXAMPLES = {
-    "train_global": """\
-  {command}
-      the model in the package, on this machine, from start to end
-  {command} --num-workers 2 --optim.lr 3e-3 --sampling.gradient-steps 0,10
-      two workers; any field is a flag, in kebab-case or snake_case
-  {command} --prompts my_prompts.txt --init handwritten --rewards.train '{{toy: 1.0}}'
-      lists and maps are YAML; a list may also be given as a,b
-  {command} --preset outputs/RUN/config.yaml
-      repeat a run (in a new folder)
-  {command} --resume outputs/RUN
-      go on from the last checkpoint of a run""",
-    "tune_prompts": """\
-  {command} --init outputs/RUN/negative_embedding.safetensors --num-prompts 100
-      refine a learned embedding for a hundred prompts of the model in the package
-  {command} --init FILE --prompts my_prompts.txt --num-workers 1-8 --cluster.gpus-per-worker 0.5
-      as many workers as there is room for, two on a GPU
-  the same command again
-      goes on where it was killed; a changed setting gets a folder of its own""",
-    "evaluate": """\
-  {command} --method null --method handwritten --method global=outputs/RUN/negative_embedding.safetensors
-      on the held-out prompts of the model in the package
-  {command} --preset sd15 --prompts parti --method handwritten --method global=FILE --method prompt=FOLDER
-      a table of tuned prompts beside the embedding that they were tuned from
-  {command} --preset sd15 --method global=FILE --method global=FILE,refine=promptist \\
-      --method model=CompVis/stable-diffusion-v1-4:global=FILE
-      with refined prompts; with another model
-  the same command again
-      goes on where it was killed; in the same --output-dir, methods and prompts that are added join what is there""",
-    "sweep": """\
-  {command}
-      24 trials of learning rate, gradient steps and guidance scale around the preset's own settings
-  {command} --space rewards --trials 40 --confirm-seeds 5
-      another space of search_spaces/; --space FILE for one of your own
-  {command} --preset sd15 --workers-per-trial 4 --max-concurrent 2
-      two trials at a time, each on four workers; --cluster.gpus-per-worker 0.5 puts two workers on a GPU
-  the same command again
-      goes on where it was killed; with more --trials it goes on searching""",
-}
-# What there is to say of a job beyond its flags.
-_TOPICS = {
-    "evaluate": """\
-
-methods:
-  null                     what the model's pipeline takes without a negative
-  handwritten[=TEXT]       a negative prompt; by default the first of prompts.handwritten, in the presets of real models
-                           the paper's long list
-  global=FILE              a learned embedding
-  prompt=FOLDER            tuned prompts: the output folder of tune-prompts
-  text=TEXT                any other negative prompt
-  model=ID:METHOD          one of these with another model
-  METHOD,refine=NAME       with prompts refined by promptist or beautifulprompt; rewards judge by the original
-  METHOD,as=LABEL          with a name of your own in the tables
-
-All methods get the same prompts, seeds and noise. The seeds are the evaluation's own: nothing was tuned on them.
-
-the paper's analyses of one embedding have a command of their own (renege-ray analyses NAME --help):
-  efficiency, sampler-error, pseudo-positive, distance
-""",
-}
 # No gradients are taken in an evaluation: any number of steps will do.
-_NO_GRADIENTS = {
-    "sampling.gradient_steps": [0, 1],
-    "optim.gradients_per_rollout": 1,
-}
-_EPILOG = """\
-examples:
-{examples}
-  {command} --dry-run
-      check everything, print the plan with its cost, start nothing
-
-flags win over the preset; the whole effective configuration is written to OUTPUT_DIR/config.yaml
-{topics}"""
+_NO_GRADIENTS = {"sampling.gradient_steps": [0, 1], "optim.gradients_per_rollout": 1}
 
 
 @dataclass(frozen=True)
@@ -275,11 +204,10 @@ def _alike(name: str, job: str) -> str:
 
 def _parser(job: str, base: RunConfig) -> argparse.ArgumentParser:
     command = command_of(job)
-    examples = _EXAMPLES.get(job, _EXAMPLES["train_global"]).format(command=command)
     parser = _Parser(
         prog=command,
         usage="%(prog)s [--preset NAME|FILE] [--output-dir DIR | --resume DIR] [--dry-run] [--FIELD VALUE]",
-        epilog=_EPILOG.format(examples=examples, command=command, topics=_TOPICS.get(job, "")),
+        epilog=help_text(job, command),
         argument_default=argparse.SUPPRESS,
     )
     parser.job = job

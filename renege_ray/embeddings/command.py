@@ -5,29 +5,12 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from renege_ray.config.argument_parser import ArgumentParser
+from renege_ray.config.argument_parser import ArgumentParser, help_text
 from renege_ray.errors import UserError
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _DESCRIPTION = "Look into negative embeddings, convert them, publish them; check a table of tuned prompts."
 _CLOSE = 1e-3  # of rewards, between this package's generation and the pipeline's
-
-_EPILOG = """\
-examples:
-  renege-ray embedding inspect sd1.5_reneg_emb.bin
-  renege-ray embedding convert sd1.5_reneg_emb.bin reneg_sd15.safetensors \\
-      --base-model stable-diffusion-v1-5/stable-diffusion-v1-5 --text-encoder FOLDER_OF_THAT_MODEL --dtype float16
-  renege-ray embedding export outputs/RUN --hub my_folder --base-model OWNER/NAME --dry-run
-  renege-ray embedding export outputs/RUN --hub my_folder --base-model OWNER/NAME --push ME/MY-EMBEDDING
-  renege-ray embedding check outputs/TUNING_RUN --rows 20
-
-what can be used where:
-  diffusers   any of these files: pipe(prompts, **renege_ray.NegativeEmbedding.load(FILE).for_pipeline(pipe, prompts))
-  ComfyUI     .safetensors, by the node in integrations/comfyui (not the folder "embeddings")
-  A1111, Forge, InvokeAI, "embedding:NAME" in ComfyUI
-              not at all. Their embeddings (emb_params, clip_l) are tokens at the text encoder's input; a negative
-              embedding is the encoder's output, and there is no way back from the one to the other.
-"""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -46,7 +29,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(
         prog="renege-ray embedding",
         description=_DESCRIPTION,
-        epilog=_EPILOG,
+        epilog=help_text("embedding"),
     )
     commands = parser.add_subparsers(dest="command", metavar="inspect|convert|export|check")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from renege_ray.config.argument_parser import ArgumentParser, command_of
+from renege_ray.config.argument_parser import ArgumentParser, command_of, help_text
 from renege_ray.config.run import RunConfig
 from renege_ray.config.sampling_flags import add_sampling_flags, sampling_config, whole
 from renege_ray.embeddings.names import open_table
@@ -24,15 +24,6 @@ from renege_ray.sampling.encoded_prompts import EncodedPrompts
 from renege_ray.sampling.images import Pair
 from renege_ray.sampling.images import generate as make_images
 from renege_ray.sampling.negative import EMBEDDING_SUFFIXES, Negative, kind_of, read_negative
-
-_EPILOG = """\
-examples:
-  {command} --prompt "a big red star on a teal background"
-  {command} --prompt "a small blue ring on black" --seed 1 --seed 2 \\
-      --negative null --negative "blurry, dark" --negative outputs/RUN/negative_embedding.safetensors
-
-every seed makes the image that diffusers makes with torch.Generator("cpu").manual_seed(SEED)
-"""
 
 
 @dataclass(frozen=True)
@@ -62,7 +53,7 @@ def parse_request(argv: Sequence[str]) -> GenerateRequest:
     parser = ArgumentParser(
         prog=command,
         description="Images of the same prompts and seeds under several negatives, and a grid of them all.",
-        epilog=_EPILOG.format(command=command),
+        epilog=help_text("generate", command),
     )
     add = parser.add_argument
     add("--prompt", action="append", required=True, metavar="TEXT", help="repeat it for more images")

@@ -6,26 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from renege_ray.config.argument_parser import ArgumentParser
+from renege_ray.config.argument_parser import ArgumentParser, help_text
 from renege_ray.errors import UserError, first_line
 from renege_ray.output.pictures import text_table
 from renege_ray.rewards.catalogue import REWARD_NAMES, REWARDS, SHORT_NAMES, check_names, full_name
-
-_EXAMPLES = """\
-examples:
-  renege-ray rewards score --reward hpsv2 --prompt "a red fox in the snow" fox1.png fox2.png
-      the weights (3.9 GB) are downloaded once
-  renege-ray rewards score --reward hpsv2 --checkpoint HPS_v2.1_compressed.pt --prompt "a fox" fox.png
-      with a local copy of the weights
-  renege-ray rewards score --reward aesthetic --checkpoint head.pth --checkpoint clip=CLIP_FOLDER fox.png
-      with local copies of both files of a reward; this one reads no prompt
-  renege-ray rewards score --reward toy --prompt "a big red star" --json star.png
-      the embedded model's own reward, for programs
-
-Scores of different rewards, or of different versions of one, cannot be compared with each other; scores of one
-reward are best compared between images for the same prompt. The usual range is where most scores of generated
-images lie.
-"""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -35,13 +19,14 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
+    examples = help_text("rewards")
     parser = ArgumentParser(
         prog="renege-ray rewards",
         description="Score images with a reward model, or list the reward models.",
-        epilog=_EXAMPLES,
+        epilog=examples,
     )
     commands = parser.add_subparsers(metavar="score|list")
-    score = commands.add_parser("score", help="print the scores of images for a prompt", epilog=_EXAMPLES)
+    score = commands.add_parser("score", help="print the scores of images for a prompt", epilog=examples)
     score.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files; each is scored by itself")
     score.add_argument("--reward", required=True, metavar="NAME", help=f"one of {', '.join(REWARD_NAMES)}")
     score.add_argument("--prompt", metavar="TEXT", help="what the images should show; may be empty")

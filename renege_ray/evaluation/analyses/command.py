@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from renege_ray.config.argument_parser import ArgumentParser
+from renege_ray.config.argument_parser import ArgumentParser, help_text
 from renege_ray.config.run import RunConfig, write_config
 from renege_ray.config.sampling_flags import add_sampling_flags, sampling_config, whole
 from renege_ray.errors import UserError
@@ -21,20 +21,6 @@ from renege_ray.output.pictures import save_png, text_table
 from renege_ray.prompts.sources import load_prompts
 from renege_ray.sampling.encoded_prompts import EncodedPrompts
 from renege_ray.sampling.negative import read_start
-
-_EPILOG = """\
-examples:
-  renege-ray analyses efficiency --lora-ranks 4,64
-      how far images move with the negative embedding, a LoRA, all weights (Table 1); minutes
-  renege-ray analyses sampler-error --num-images 128
-      the error of x_0 predicted from x_t, on DDIM's paths and on DDPM's (Figure 3)
-  renege-ray analyses pseudo-positive --embedding outputs/RUN/negative_embedding.safetensors
-      the embedding drawn as if it were a prompt (Figure 6)
-  renege-ray analyses distance --embedding outputs/RUN/negative_embedding.safetensors
-      its distance from null and handwritten, token by token
-
-each leaves results.txt, a CSV table, pictures, summary.json and config.yaml in its output folder
-"""
 
 
 @dataclass(frozen=True)
@@ -112,14 +98,14 @@ def _write(
 
 def _parser() -> argparse.ArgumentParser:
     description = "Look into a negative embedding and its model as the paper does."
-    parser = ArgumentParser(prog="renege-ray analyses", description=description, epilog=_EPILOG)
+    parser = ArgumentParser(prog="renege-ray analyses", description=description, epilog=help_text("analyses"))
     commands = parser.add_subparsers(dest="analysis", metavar="|".join(_ANALYSES))
     for name, analysis in _ANALYSES.items():
         command = commands.add_parser(
             name,
             help=analysis.about,
             description=analysis.module.__doc__,
-            epilog=_EPILOG,
+            epilog=help_text("analyses"),
         )
         add = command.add_argument
         words = "an embedding file, or null, or handwritten"
