@@ -3,18 +3,20 @@
 from collections.abc import Mapping
 from typing import Any
 
-from renege_ray.config.faults import fields, shown_value, unknown_field
+from renege_ray.config.faults import fields, unknown_field
 from renege_ray.config.fingerprint import has_effect
 from renege_ray.config.run import RunConfig
-from renege_ray.sweeps.space.entry import Entry, Place
 from renege_ray.sweeps.space.parameters import (
     HANDWRITTEN,
+    PARAMETER,
     Parameter,
+    Setting,
     StepRange,
     Values,
     Words,
-    read_parameter,
 )
+from renege_ray.sweeps.space.place import Place, validated
+from renege_ray.sweeps.space.space import Drawing
 
 _ALL_WEIGHTS = "rewards.train.*"
 # Trials with different values of these would be judged by different measures.
@@ -23,30 +25,27 @@ _MEASURES = ("seed", "prompts.validation", "validation.num_prompts", "validation
 OF_THE_SWEEP = ("output_dir", "experiment", "tracking_uri", "prompts.held_out")
 
 
-class DeclaredSpace:
-    """The parameters of a YAML space.
+class DeclaredSpace(Drawing):
+    """The parameters of a YAML space, by field."""
 
-    Attributes:
-        place: of all of them. notes: what the user should know of them.
-    """
-
-    def __init__(self, entry: Entry, base: RunConfig, preset: Values, overrides: Mapping[str, Any]) -> None:
-        data = entry.value("parameters", "{optim.lr: {distribution: loguniform, factor: [0.1, 10]}}")
-        self.place = place = entry.place.at("parameters")
-        if not isinstance(data, dict) or not data:
-            place.fail(f"{shown_value(data)} names nothing to search over; for example optim.lr")
-        self.parameters: list[Parameter] = []
+    def __init__(
+        self, data: Mapping[str, Any], place: Place, base: RunConfig, preset: Values, overrides: Mapping[str, Any]
+    ) -> None:
+        if not data:
+            place.fail("there is nothing to search over; name a field, for example optim.lr")
+        self.place = place
         self.notes: list[str] = []
+        found: dict[str, Parameter] = {}
         for name, description in data.items():
             for field in self._named(name, base):
                 _check_field(field, place.at(name), base)
                 if field in overrides:
                     place.at(name).fail("is fixed in overrides, too; leave it out of one of the two")
-                self.parameters.append(read_parameter(field, description, place.at(name), preset))
+                found[field] = validated(PARAMETER, description, place.at(name), Setting(field, preset))
         # What a range of steps is cut to depends on the number of steps.
-        self.parameters.sort(key=lambda parameter: isinstance(parameter, StepRange))
-        if not self.parameters:
-            place.fail("nothing is left to search over with this preset")
+        self.parameters = dict(sorted(found.items(), key=lambda item: isinstance(item[1], StepRange)))
+        if not found:
+            place.fail("nothing is left to search over with this preset; name a field, for example optim.lr")
 
     def _named(self, name: str, base: RunConfig) -> list[str]:
         if name != _ALL_WEIGHTS:
@@ -57,31 +56,28 @@ class DeclaredSpace:
         return others
 
     def draw(self, trial: Any, values: Values) -> dict[str, Any]:
-        """See `SearchSpace.draw`."""
-        known = dict(values)
-        for parameter in self.parameters:
-            parameter.draw(trial, known)
-        return {parameter.field: known[parameter.field] for parameter in self.parameters}
+        """As `Drawing.draw`."""
+        known, drawn = dict(values), {}
+        for name, parameter in self.parameters.items():
+            known[name] = drawn[name] = parameter.draw(name, trial, known)
+        return drawn
 
     def stand_for(self, values: Values) -> dict[str, Any]:
-        """See `SearchSpace.stand_for`."""
-        return {
-            name: value
-            for parameter in self.parameters
-            for name, value in parameter.point(values[parameter.field]).items()
-        }
+        """As `Drawing.stand_for`."""
+        points = (parameter.point(name, values[name]) for name, parameter in self.parameters.items())
+        return {name: value for point in points for name, value in point.items()}
 
     def described(self) -> dict[str, str]:
         """{field: distribution in words}."""
-        return {parameter.field: str(parameter) for parameter in self.parameters}
+        return {name: str(parameter) for name, parameter in self.parameters.items()}
 
     def fields(self) -> list[str]:
         """The settings that it draws."""
-        return [parameter.field for parameter in self.parameters]
+        return [*self.parameters]
 
     def candidates(self, base: RunConfig) -> list[dict[str, Any]]:
         """Where words are searched over, the preset's handwritten candidates, as first points."""
-        if not any(isinstance(parameter, Words) for parameter in self.parameters):
+        if not any(isinstance(parameter, Words) for parameter in self.parameters.values()):
             return []
         return [{HANDWRITTEN: [text]} for text in base.prompts.handwritten]
 

@@ -4,6 +4,7 @@
 the dotted name of a field sets that field; a name without dots sets nothing by itself. What `space` returns, {dotted
 name: value}, is set as well. Constants in capitals are the keys that a YAML space has (OBJECTIVES, TRIALS, ...);
 DEFAULTS says what the preset's own settings are for names without dots. Constants that begin with _ are the file's own.
+Where settings do not go together, `space` raises `renege_ray.sweeps.space.OutsideSpace`: such a trial does not begin.
 """
 
 import ast
@@ -16,19 +17,19 @@ from typing import Any
 from renege_ray.config.faults import fields, unknown_field
 from renege_ray.config.run import RunConfig
 from renege_ray.errors import UserError, describe
-from renege_ray.sweeps.space.entry import Lines, Place
 from renege_ray.sweeps.space.parameters import Values
+from renege_ray.sweeps.space.place import Lines, Place
+from renege_ray.sweeps.space.space import Drawing
 
 DEFAULTS = "defaults"
 FUNCTION = "space"
 
 
-class PythonSpace:
-    """The `space` function of a file.
+class PythonSpace(Drawing):
+    """The `space` function of a file, at `place`.
 
     Attributes:
         constants: {name in small letters: value} of those in capitals.
-        place: of the function. notes: none.
     """
 
     def __init__(self, text: str, file: str, preset: RunConfig) -> None:
@@ -48,21 +49,20 @@ class PythonSpace:
         self._takes_preset = len(inspect.signature(self._function).parameters) > 1
         self.constants = {name.lower(): value for name, value in namespace.items() if name.isupper() and name[0] != "_"}
         self.place = Place(file, lines, (FUNCTION,))
-        self.notes: list[str] = []
         self._digest = hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
 
     def draw(self, trial: Any, values: Values) -> dict[str, Any]:
         """{dotted name: value} of what the function draws and returns.
 
         Raises:
+            OutsideSpace: the function says so.
             UserError: it fails, or names a field that does not exist.
         """
-        recorded = _Recorder(trial)
-        arguments = (recorded, self._preset) if self._takes_preset else (recorded,)
+        arguments = (trial, self._preset) if self._takes_preset else (trial,)
         returned = self._guarded(lambda: self._function(*arguments), f"{FUNCTION}(trial) failed")
         if not isinstance(returned, Mapping | None):
             self.place.fail(f"returns {type(returned).__name__}; return {{dotted field: value}}, or nothing")
-        settings = {name: value for name, value in recorded.drawn.items() if "." in name} | dict(returned or {})
+        settings = {name: value for name, value in trial.params.items() if "." in name} | dict(returned or {})
         for name in settings:
             if name not in self._known and not str(name).startswith("rewards.train."):
                 self.place.fail(unknown_field(str(name), RunConfig))
@@ -76,13 +76,6 @@ class PythonSpace:
         """A hash: what the code does, only a trial tells."""
         return {"code": self._digest}
 
-    def fields(self) -> None:
-        """Any: only a trial tells."""
-
-    def candidates(self, base: RunConfig) -> list[dict[str, Any]]:
-        """None."""
-        return []
-
     def _guarded(self, call: Callable[[], Any], words: str) -> Any:
         try:
             return call()
@@ -92,28 +85,6 @@ class PythonSpace:
             frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == self._file]
             line = f", line {frames[-1].lineno}" if frames else ""
             raise UserError(f"{self._file}{line}: {words}: {describe(error)}") from None
-
-
-class _Recorder:
-    """Passes everything on to a trial, and notes what was drawn."""
-
-    def __init__(self, trial: Any) -> None:
-        self._trial = trial
-        self.drawn: dict[str, Any] = {}
-
-    def suggest_float(self, name: str, *arguments: Any, **options: Any) -> float:
-        value: float = self._trial.suggest_float(name, *arguments, **options)
-        self.drawn[name] = value
-        return value
-
-    def suggest_int(self, name: str, *arguments: Any, **options: Any) -> int:
-        value: int = self._trial.suggest_int(name, *arguments, **options)
-        self.drawn[name] = value
-        return value
-
-    def suggest_categorical(self, name: str, *arguments: Any, **options: Any) -> Any:
-        self.drawn[name] = self._trial.suggest_categorical(name, *arguments, **options)
-        return self.drawn[name]
 
 
 def _lines(tree: ast.Module) -> Lines:

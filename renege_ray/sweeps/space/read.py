@@ -1,35 +1,75 @@
 """Reading a search space and checking all of it before anything starts: its keys, its fields, its edges."""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from renege_ray.config.faults import did_you_mean, fields, shown_value, unknown_field
+from pydantic import BeforeValidator, Field
+
+from renege_ray.config.faults import did_you_mean, shown_value, unknown_field
 from renege_ray.config.fingerprint import is_foreign
 from renege_ray.config.run import RunConfig, with_values
 from renege_ray.config.yaml_files import parse_yaml, read_text, yaml_lines
 from renege_ray.errors import UserError
 from renege_ray.rewards.catalogue import full_name
 from renege_ray.sampling.run_rewards import REWARD
-from renege_ray.sweeps.space.constraints import Constraint, parse_constraint
 from renege_ray.sweeps.space.declared_space import OF_THE_SWEEP, DeclaredSpace
-from renege_ray.sweeps.space.entry import Entry, Place, is_number
 from renege_ray.sweeps.space.metrics import reported_metrics
+from renege_ray.sweeps.space.parameters import Values
+from renege_ray.sweeps.space.place import Described, Place, Real, Whole, unknown_key, validated
 from renege_ray.sweeps.space.python_space import DEFAULTS, PythonSpace
-from renege_ray.sweeps.space.space import Drawing, Objective, SchedulerConfig, SearchSpace, values_of, with_preset
-from renege_ray.sweeps.space.trials import EdgeTrial
+from renege_ray.sweeps.space.space import Drawing, Objective, SchedulerConfig, SearchSpace, values_of
+from renege_ray.sweeps.space.trials import AnsweringTrial, EdgeTrial, NearestTrial, OutsideSpace
 
 SPACES = Path(__file__).parents[3] / "search_spaces"
-SAMPLERS = ("tpe", "random", "nsga2")
-SCHEDULERS = ("asha", "median", "none")
-_SHARED_KEYS = (
-    "constraints", "overrides", "first_points", "objectives", "sampler", "scheduler", "trials", "budget_hours",
-)  # fmt: skip
 _EDGES_TRIED = 300
-_OBJECTIVES = [{"metric": f"eval/global/{REWARD}/mean", "direction": "maximize"}]
-_DIRECTIONS = ("maximize", "minimize")
+
+
+class _Scheduler(Described):
+    """`grace` is a number of updates, or below 1 a share of `optim.steps`."""
+
+    name: Literal["asha", "median", "none"] = "asha"
+    grace: Real = 0.15
+    reduction_factor: Annotated[Whole, Field(ge=2)] = 3
+    min_trials: Annotated[Whole, Field(ge=1)] = 3
+
+
+def _named(said: Any) -> Any:
+    return {"name": said} if isinstance(said, str) else said
+
+
+class _Share(Described):
+    """A part of another field's value."""
+
+    share: Real
+    of: str
+
+
+class _Keys(Described):
+    """What spaces in YAML and in Python say alike; the latter by constants in capitals."""
+
+    overrides: dict[str, Any] = Field(default_factory=dict)
+    first_points: tuple[dict[str, Any], ...] = ()
+    objectives: Annotated[tuple[Objective, ...], Field(min_length=1)] = (
+        Objective(metric=f"eval/global/{REWARD}/mean", direction="maximize"),
+    )
+    sampler: Literal["tpe", "random", "nsga2"] = "tpe"
+    # Several objectives: none, since one alone must not stop trials.
+    scheduler: Annotated[_Scheduler, BeforeValidator(_named)] | None = None
+    trials: Annotated[Whole, Field(ge=1)] = 20
+    budget_hours: Annotated[Real, Field(gt=0)] | None = None
+    samples_factor: Annotated[Real, Field(gt=0)] | None = None
+
+
+class _YamlKeys(_Keys):
+    parameters: dict[str, Any]
+
+
+class _PythonKeys(_Keys):
+    defaults: dict[str, Any] = Field(default_factory=dict)
 
 
 def space_names() -> list[str]:
@@ -49,18 +89,20 @@ def read_search_space(name_or_path: str | Path, base: RunConfig) -> SearchSpace:
     """
     path = _locate(name_or_path)
     text = read_text(path)
-    if path.suffix == ".py":
-        code = PythonSpace(text, str(path), base)
-        entry = Entry(code.constants, Place(str(path), code.place.lines), (*_SHARED_KEYS, DEFAULTS))
-        return _space(path, entry, base, code, _overrides(entry, base))
-    data = parse_yaml(text, str(path))
-    if not isinstance(data, dict):
-        what = "is empty" if data is None else "holds no map"
-        raise UserError(f"{path}: {what}; give at least parameters, such as search_spaces/paper.yaml has")
-    entry = Entry(data, Place(str(path), yaml_lines(text)), ("parameters", *_SHARED_KEYS))
-    overrides = _overrides(entry, base)
-    declared = DeclaredSpace(entry, base, values_of(with_values(base, overrides)), overrides)
-    return _space(path, entry, base, declared, overrides)
+    code = PythonSpace(text, str(path), base) if path.suffix == ".py" else None
+    kind = _PythonKeys if code else _YamlKeys
+    data = code.constants if code else parse_yaml(text, str(path))
+    place = Place(str(path), code.place.lines if code else yaml_lines(text))
+    if isinstance(data, Mapping) and "constraints" in data:
+        place.at("constraints").fail(
+            "there is no such key any more; give samples_factor, or write a Python space whose function raises "
+            "renege_ray.sweeps.space.OutsideSpace where settings do not go together"
+        )
+    keys = validated(kind, data, place)
+    overrides = _overrides(keys, place.at("overrides"), base)
+    preset = values_of(with_values(base, overrides))
+    drawing = code or DeclaredSpace(data["parameters"], place.at("parameters"), base, preset, overrides)
+    return _space(path, keys, place, base, drawing, overrides)
 
 
 def _locate(name_or_path: str | Path) -> Path:
@@ -75,60 +117,57 @@ def _locate(name_or_path: str | Path) -> Path:
     raise UserError(f"--space: there is no search space {text!r}; {hint}known: {', '.join(known)}, or a file")
 
 
-def _space(path: Path, entry: Entry, base: RunConfig, drawing: Drawing, overrides: Mapping[str, Any]) -> SearchSpace:
+def _space(
+    path: Path, keys: _Keys, place: Place, base: RunConfig, drawing: Drawing, overrides: Mapping[str, Any]
+) -> SearchSpace:
     """The whole space, checked."""
     common = with_values(base, dict(overrides))
-    objectives = _objectives(entry, common, drawing.described())
-    points = _first_points(entry, drawing.fields())
-    budget = entry.number("budget_hours", "8", None)
-    if budget is not None and budget <= 0:
-        entry.fail("budget_hours", f"{budget:g} leaves no time for a trial; give hours above 0, or leave it out")
+    objectives = _objectives(keys, place.at("objectives"), common, drawing.described())
+    if (known := drawing.fields()) is not None:
+        for number, point in enumerate(keys.first_points):
+            for name in point:
+                if name not in known:
+                    place.at("first_points", number, name).fail(unknown_key(name, known))
     space = SearchSpace(
         name=path.stem,
         source=path,
         objectives=objectives,
-        sampler=entry.one_of("sampler", SAMPLERS, "tpe"),
-        scheduler=_scheduler(entry, common.optim.steps, len(objectives)),
-        trials=entry.whole("trials", "24", 20),
+        sampler=keys.sampler,
+        scheduler=_scheduler(keys.scheduler, place.at("scheduler"), common.optim.steps, len(objectives)),
+        trials=keys.trials,
         overrides=overrides,
         drawing=drawing,
-        fixed=with_preset(values_of(common), values_of(base)),
-        budget_hours=budget,
-        limits=_constraints(entry),
-        wanted_points=(*points, *drawing.candidates(base)),
+        fixed=values_of(common),
+        budget_hours=keys.budget_hours,
+        samples_factor=keys.samples_factor,
+        preset_samples=base.optim.steps * base.optim.batch_size,
+        wanted_points=(*keys.first_points, *drawing.candidates(base)),
     )
-    notes = (*_shared(overrides), *drawing.notes, *_check_first_points(space, entry, base, len(points)))
-    return replace(space, notes=notes, most_updates=_check_edges(space, base))
+    # Of interest to a user who has set one of these fields by a flag.
+    shared = ", ".join(f"{name} {value}" for name, value in overrides.items())
+    notes = [f"set by the space for all trials: {shared}"] if overrides else []
+    notes += [*drawing.notes, *_check_first_points(space, place, base, len(keys.first_points))]
+    return replace(space, notes=tuple(notes), most_updates=_check_edges(space, base))
 
 
-def _shared(overrides: Mapping[str, Any]) -> list[str]:
-    """What a user who has set one of these fields by a flag should know."""
-    if not overrides:
-        return []
-    return [f"set by the space for all trials: {', '.join(f'{name} {value}' for name, value in overrides.items())}"]
-
-
-def _overrides(entry: Entry, base: RunConfig) -> dict[str, Any]:
+def _overrides(keys: _Keys, place: Place, base: RunConfig) -> dict[str, Any]:
     """{field: value}; `{share: 0.15, of: FIELD}` is a part of another field's value, at least 1 where that is whole.
 
     The other field may be overridden itself, above.
     """
-    data, place = entry.value("overrides", "{}", {}), entry.place.at("overrides")
-    if not isinstance(data, Mapping):
-        place.fail(f"{shown_value(data)} is no map; for example {{optim.steps: 50}}")
-    values = dict(values_of(base))
+    values = values_of(base)
     overrides = {}
-    for name, value in data.items():
+    for name, value in keys.overrides.items():
         if name not in values:
-            place.at(name).fail(unknown_field(str(name), RunConfig).partition(": ")[2])
+            place.at(name).fail(unknown_field(name, RunConfig).partition(": ")[2])
         if name in OF_THE_SWEEP or is_foreign(name, "train_global"):
             place.at(name).fail("is no setting of a trial; leave it out")
         if isinstance(value, Mapping) and "share" in value:
-            part = Entry(value, place.at(name), ("share", "of"))
-            share, whole = part.number("share", "0.15"), values.get(part.value("of", "optim.steps"))
-            if not is_number(whole):
-                part.fail("of", f"{shown_value(value['of'])} is no field with a number; for example optim.steps")
-            value = max(1, round(share * whole)) if isinstance(whole, int) else share * whole
+            part = validated(_Share, value, place.at(name))
+            whole = values.get(part.of)
+            if isinstance(whole, bool) or not isinstance(whole, int | float):
+                place.at(name, "of").fail(f"{part.of!r} is no field with a number; for example optim.steps")
+            value = max(1, round(part.share * whole)) if isinstance(whole, int) else part.share * whole
         overrides[name] = values[name] = value
     try:
         with_values(base, overrides)
@@ -137,118 +176,90 @@ def _overrides(entry: Entry, base: RunConfig) -> dict[str, Any]:
     return overrides
 
 
-def _objectives(entry: Entry, config: RunConfig, parameters: Mapping[str, str]) -> tuple[Objective, ...]:
+def _objectives(keys: _Keys, place: Place, config: RunConfig, parameters: Mapping[str, str]) -> tuple[Objective, ...]:
     known = reported_metrics(config)
-    found = []
-    for number, item in enumerate(entry.items("objectives", "[{metric: ..., direction: maximize}]", _OBJECTIVES)):
-        part = Entry(item, entry.place.at("objectives", number), ("metric", "direction"))
-        metric = str(part.value("metric", f"eval/global/{REWARD}/mean"))
+    found: list[Objective] = []
+    for number, objective in enumerate(keys.objectives):
+        metric, here = objective.metric, place.at(number, "metric")
         if "/held_out/" in metric:
             if not config.rewards.held_out:
-                part.fail("metric", f"{metric}: rewards.held_out names none; give it one, or another metric")
+                here.fail(f"{metric}: rewards.held_out names none; give it one, or another metric")
             metric = metric.replace("/held_out/", f"/{full_name(config.rewards.held_out[0])}/")
         if metric not in known:
             hint = did_you_mean(metric, known)
-            part.fail("metric", f"no trial reports {metric}; {hint}known: eval/METHOD/SCORE/mean, such as {known[0]}")
+            here.fail(f"no trial reports {metric}; {hint}known: eval/METHOD/SCORE/mean, such as {known[0]}")
         if f"/{REWARD}" in metric and any(name.startswith("rewards.train") for name in parameters):
-            part.fail("metric", f"{metric} is a sum by the weights searched over; judge by a single reward")
-        found.append(Objective(metric, part.one_of("direction", _DIRECTIONS)))  # type: ignore[arg-type]
-        if [objective.metric for objective in found].count(metric) > 1:
-            part.fail("metric", f"{metric} is given twice")
+            here.fail(f"{metric} is a sum by the weights searched over; judge by a single reward")
+        if any(metric == other.metric for other in found):
+            here.fail(f"{metric} is given twice; leave one of the two out")
+        found.append(Objective(metric=metric, direction=objective.direction))
     return tuple(found)
 
 
-def _scheduler(entry: Entry, steps: int, objectives: int) -> SchedulerConfig:
-    """A name, or a map with the settings; `grace` is a number of updates, or below 1 a share of `optim.steps`."""
-    several = objectives > 1
-    value = entry.value("scheduler", "asha", "none" if several else "asha")
-    data = {"name": value} if isinstance(value, str) else value
-    part = Entry(data, entry.place.at("scheduler"), ("name", "grace", "reduction_factor", "min_trials"))
-    name = part.one_of("name", SCHEDULERS) if data is not value else part.one_of("name", SCHEDULERS, "asha")
-    if several and name != "none":
-        entry.fail("scheduler", f"{name} stops trials by one objective, and there are {objectives}; give none")
-    grace = part.number("grace", "0.15", 0.15)
-    if grace <= 0 or grace > steps or (grace >= 1 and not isinstance(grace, int)):
-        part.fail("grace", f"{grace} is neither a number of the {steps} updates nor a share of them; for example 0.15")
-    return SchedulerConfig(
-        name,
-        grace if isinstance(grace, int) else max(1, round(grace * steps)),
-        part.whole("reduction_factor", "3", 3, least=2),
-        part.whole("min_trials", "3", 3),
-    )
+def _scheduler(said: _Scheduler | None, place: Place, steps: int, objectives: int) -> SchedulerConfig:
+    """With `grace` as a number of updates."""
+    said = said or _Scheduler(name="asha" if objectives == 1 else "none")
+    if objectives > 1 and said.name != "none":
+        place.fail(f"{said.name} stops trials by one objective, and there are {objectives}; give none")
+    grace = said.grace
+    if grace <= 0 or grace > steps or (grace >= 1 and not grace.is_integer()):
+        place.at("grace").fail(
+            f"{grace:g} is neither a number of the {steps} updates nor a share of them; for example 0.15"
+        )
+    updates = int(grace) if grace >= 1 else max(1, round(grace * steps))
+    return SchedulerConfig(said.name, updates, said.reduction_factor, said.min_trials)
 
 
-def _constraints(entry: Entry) -> tuple[Constraint, ...]:
-    found = []
-    for number, text in enumerate(entry.items("constraints", "[optim.steps <= 200]", ())):
-        try:
-            found.append(parse_constraint(str(text), fields(RunConfig)))
-        except ValueError as error:
-            entry.place.at("constraints", number).fail(str(error))
-    return tuple(found)
-
-
-def _first_points(entry: Entry, known: Sequence[str] | None) -> list[dict[str, Any]]:
-    """`known`: the settings that points may have; None is any, where only a function knows them."""
-    points = []
-    for number, point in enumerate(entry.items("first_points", "[{optim.lr: 0.1}]", ())):
-        place = entry.place.at("first_points", number)
-        names = known if known is not None or not isinstance(point, Mapping) else [*point]
-        points.append(dict(Entry(point, place, names or ()).data))
-    return points
-
-
-def _check_first_points(space: SearchSpace, entry: Entry, base: RunConfig, given: int) -> list[str]:
+def _check_first_points(space: SearchSpace, place: Place, base: RunConfig, given: int) -> list[str]:
     """The preset's settings are a point, or near one, and those of the file are points. Returns notes."""
     values = values_of(base)
-    start = space.nearest_point(values)
+    start = _nearest_point(space, values, space.drawing.place, "the preset's own settings, which are the first trial")
     if start.unwanted:
-        entry.place.at(DEFAULTS).fail(
+        place.at(DEFAULTS).fail(
             f"what are the preset's own settings for {start.unwanted[0]!r}? "
-            f"For example DEFAULTS = {{{start.unwanted[0]!r}: {start.point[start.unwanted[0]]!r}}}"
+            f"For example DEFAULTS = {{{start.unwanted[0]!r}: {start.params[start.unwanted[0]]!r}}}"
         )
     notes = [
         f"{name}: the preset's {shown_value(wanted)} is outside the space, so the first trial has {shown_value(inside)}"
         for name, (wanted, inside) in start.moved.items()
     ]
-    for number, limit in enumerate(space.limits):
-        place = entry.place.at("constraints", number)
-        try:
-            violation = space.constraints(start.point)[number]
-        except ValueError as error:
-            place.fail(str(error))
-        if violation > 0:
-            place.fail(f"{limit.text!r} is not met by the preset's own settings, which are the first trial")
     for number, wanted in enumerate(space.wanted_points[:given]):
-        place = entry.place.at("first_points", number)
-        try:
-            trial = space.nearest_point(values | dict(wanted))
-        except (TypeError, ValueError) as error:
-            place.fail(f"{shown_value(dict(wanted))} cannot be a point: {error}")
-        moved = {name: pair for name, pair in trial.moved.items() if name not in start.moved}
-        if moved:
-            name, (value, _) = next(iter(moved.items()))
-            place.fail(f"{name} {shown_value(value)} is outside the space")
-        if not space.is_feasible(trial.point):
-            place.fail(f"{shown_value(dict(wanted))} does not meet the constraints")
+        here = place.at("first_points", number)
+        trial = _nearest_point(space, values | dict(wanted), here, shown_value(dict(wanted)))
+        if moved := [name for name in trial.moved if name not in start.moved]:
+            here.fail(f"{moved[0]} {shown_value(trial.moved[moved[0]][0])} is outside the space")
     return notes
 
 
+def _nearest_point(space: SearchSpace, values: Values, place: Place, words: str) -> NearestTrial:
+    try:
+        trial = space.nearest_point(values)
+        space.settings(trial.params)
+    except OutsideSpace as error:
+        place.fail(f"{words}: left out by the space: {error}")
+    except UserError:
+        raise
+    except (TypeError, ValueError) as error:
+        place.fail(f"{words}: cannot be a point: {error}")
+    return trial
+
+
 def _check_edges(space: SearchSpace, base: RunConfig) -> int:
-    """Every mixture of the ends of ranges and of choices that meets the constraints is a valid configuration.
+    """Every mixture of the ends of ranges and of choices that the space does not leave out is a valid configuration.
 
     Returns the most updates of any.
     """
     rng = random.Random(0)
     most = 0
     for number in range(_EDGES_TRIED):
-        trial = EdgeTrial(rng) if number else space.nearest_point(values_of(base))
-        settings = space.drawing.draw(trial, space.fixed)
-        try:
-            if space.is_feasible(trial.point):
-                most = max(most, space.config(base, trial.point).optim.steps)
-        except UserError as error:
-            _blame(error, space.drawing.place, settings)
+        trial: AnsweringTrial = EdgeTrial(rng) if number else space.nearest_point(values_of(base))
+        space.suggest(trial)
+        with suppress(OutsideSpace):
+            settings = space.settings(trial.params)
+            try:
+                most = max(most, with_values(base, dict(space.overrides) | settings).optim.steps)
+            except UserError as error:
+                _blame(error, space.drawing.place, settings)
     return most
 
 

@@ -2,25 +2,25 @@
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from renege_ray.config.faults import fields, shown_value
 from renege_ray.config.run import RunConfig, split_name, to_mapping, with_values
 from renege_ray.errors import UserError
-from renege_ray.sweeps.space.constraints import PRESET, Constraint
-from renege_ray.sweeps.space.entry import Place
 from renege_ray.sweeps.space.metrics import method_of
 from renege_ray.sweeps.space.parameters import Values
-from renege_ray.sweeps.space.trials import NearestTrial, ReplayingTrial
+from renege_ray.sweeps.space.place import Described, Place
+from renege_ray.sweeps.space.trials import NearestTrial, OutsideSpace, ReplayingTrial
 
 Point = Mapping[str, Any]  # {name for the sampler: value}, as `optuna.Trial.params`
 
 
-@dataclass(frozen=True)
-class Objective:
+class Objective(Described):
     """What trials are judged by: a metric of the validation, and whether more of it is better."""
 
     metric: str
@@ -43,30 +43,36 @@ class SchedulerConfig:
     min_trials: int = 3
 
 
-class Drawing(Protocol):
+class Drawing(ABC):
     """How a space draws its settings: declared in YAML, or coded in Python.
 
     Attributes:
-        place: where in the file. notes: what the user should know.
+        place: where in the file.
+        notes: what the user should know.
     """
 
     place: Place
-    notes: list[str]
+    notes: Sequence[str] = ()
 
+    @abstractmethod
     def draw(self, trial: Any, values: Values) -> dict[str, Any]:
         """{dotted name: value} of what a trial draws, given those of preset and overrides."""
 
+    @abstractmethod
     def stand_for(self, values: Values) -> dict[str, Any]:
         """{name for the sampler: value} of the point that settings {dotted name: value} stand for, as far as known."""
 
+    @abstractmethod
     def described(self) -> dict[str, str]:
         """{setting: its distribution in words}; of code a hash."""
 
     def fields(self) -> Sequence[str] | None:
         """The settings that it draws; None where only a trial tells."""
+        return None
 
     def candidates(self, base: RunConfig) -> list[dict[str, Any]]:
         """Settings of the preset's that make first points, besides those that it begins with."""
+        return []
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,9 @@ class SearchSpace:
     budget_hours: no trial begins after so many; None is no limit.
     most_updates: the most updates (`optim.steps`) of any trial.
     notes: what the user should know of it.
-    fixed: {dotted name: value} of preset and overrides, and of the preset under `preset.NAME`.
+    fixed: {dotted name: value} of preset and overrides.
+    samples_factor: a trial learns from so many times the preset's samples at most; None is no limit.
+    preset_samples: updates times batch size of the preset.
     wanted_points: {dotted name: value} of further first points.
     """
 
@@ -92,7 +100,8 @@ class SearchSpace:
     fixed: Values = field(repr=False)
     budget_hours: float | None = None
     most_updates: int = 0
-    limits: tuple[Constraint, ...] = ()
+    samples_factor: float | None = None
+    preset_samples: int = 0
     wanted_points: tuple[Values, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -106,40 +115,42 @@ class SearchSpace:
         """Whether an objective is of the learned embedding; the others are measured before the first update."""
         return any(method_of(objective.metric) == "global" for objective in self.objectives)
 
+    @property
+    def limits(self) -> list[str]:
+        """What settings have to meet together, in words."""
+        if self.samples_factor is None:
+            return []
+        samples = "optim.steps * optim.batch_size"
+        return [f"{samples} <= {self.samples_factor:g} * preset.optim.steps * preset.optim.batch_size"]
+
     def suggest(self, trial: Any) -> None:
         """Draw all parameters by a trial's `suggest_float`, `suggest_int` and `suggest_categorical`."""
-        self.drawing.draw(trial, self.fixed)
+        with suppress(OutsideSpace):  # the configuration of the point will say so
+            self.drawing.draw(trial, self.fixed)
 
     def settings(self, point: Point) -> dict[str, Any]:
-        """{dotted name: value} of the settings that a point stands for, constraints apart.
+        """{dotted name: value} of the settings that a point stands for.
 
         Raises:
+            OutsideSpace: they do not go together.
             UserError: the point lacks a parameter, has one too many, or a value outside the space.
         """
         trial = ReplayingTrial(point)
         drawn = self.drawing.draw(trial, self.fixed)
-        if unknown := [name for name in point if name not in trial.point]:
+        if unknown := [name for name in point if name not in trial.params]:
             raise UserError(f"{unknown[0]}: the search space {self.name} has no such parameter at this point")
+        if self.samples_factor is not None:
+            values = dict(self.fixed) | drawn
+            if values["optim.steps"] * values["optim.batch_size"] > self.samples_factor * self.preset_samples:
+                raise OutsideSpace(f"{self.limits[0]}: not met by {shown_value(drawn)}")
         return drawn
-
-    def constraints(self, point: Point) -> list[float]:
-        """How far a point is from meeting each constraint; at most 0 where it does."""
-        values = dict(self.fixed) | self.settings(point)
-        return [limit.violation(values) for limit in self.limits]
-
-    def is_feasible(self, point: Point) -> bool:
-        """Whether a point meets all constraints."""
-        return all(violation <= 0 for violation in self.constraints(point))
 
     def config(self, base: RunConfig, point: Point) -> RunConfig:
         """The configuration of the trial at a point; `base` is the preset with the user's flags.
 
         Raises:
-            UserError: the point is outside the space, or does not meet a constraint.
+            OutsideSpace, UserError: as `settings`, or the settings are no valid configuration.
         """
-        for limit, violation in zip(self.limits, self.constraints(point), strict=True):
-            if violation > 0:
-                raise UserError(f"{limit.text}: not met by {shown_value(self.settings(point))}")
         return with_values(base, dict(self.overrides) | self.settings(point))
 
     def first_points(self, base: RunConfig) -> list[dict[str, Any]]:
@@ -148,21 +159,21 @@ class SearchSpace:
         A setting of the preset that is outside the space is taken to the nearest value inside; `notes` says so.
         """
         values = values_of(base)
-        points = [self.nearest_point(values).point]
-        points += [self.nearest_point(values | dict(wanted)).point for wanted in self.wanted_points]
+        points = [self.nearest_point(values).params]
+        points += [self.nearest_point(values | dict(wanted)).params for wanted in self.wanted_points]
         return [point for place, point in enumerate(points) if point not in points[:place]]
 
     def nearest_point(self, values: Values) -> NearestTrial:
         """The point of given settings, or the nearest to them in the space."""
         trial = NearestTrial(self.drawing.stand_for(values))
-        self.drawing.draw(trial, self.fixed)
+        self.suggest(trial)
         return trial
 
     def to_mapping(self) -> dict[str, Any]:
         """All that makes two sweeps comparable, in plain maps and lists: not its name, nor the number of trials."""
         return {
             "parameters": self.parameters,
-            "constraints": [limit.text for limit in self.limits],
+            "constraints": self.limits,
             "overrides": json.loads(json.dumps(dict(self.overrides))),
             "first_points": json.loads(json.dumps([dict(values) for values in self.wanted_points])),
             "objectives": [f"{objective.direction} {objective.metric}" for objective in self.objectives],
@@ -195,11 +206,6 @@ def values_of(config: RunConfig) -> dict[str, Any]:
             value = value[key]
         values[name] = value
     return values | {f"rewards.train.{name}": weight for name, weight in config.rewards.train.items()}
-
-
-def with_preset(values: Values, preset: Values) -> dict[str, Any]:
-    """Values, and those of the preset under `preset.NAME`, which constraints may name."""
-    return dict(values) | {f"{PRESET}{name}": value for name, value in preset.items()}
 
 
 def _leaves(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,10 @@ from renege_ray.config.faults import shown_value
 from renege_ray.errors import UserError
 
 
+class OutsideSpace(UserError):
+    """A point that is not to be tried: settings that do not go together."""
+
+
 @dataclass(frozen=True)
 class Numbers:
     """Numbers from `low` to `high`, in steps from `low` where there is a step."""
@@ -60,11 +64,11 @@ class AnsweringTrial(ABC):
     """A trial for a `suggest` function; it notes its answers.
 
     Attributes:
-        point: {parameter: value} of all that it was asked for.
+        params: {parameter: value} of all that it was asked for; as Optuna's.
     """
 
     def __init__(self) -> None:
-        self.point: dict[str, Any] = {}
+        self.params: dict[str, Any] = {}
 
     @abstractmethod
     def answer(self, name: str, domain: Numbers | Choices) -> Any:
@@ -74,18 +78,18 @@ class AnsweringTrial(ABC):
         self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
     ) -> float:
         """As Optuna's."""
-        self.point[name] = float(self.answer(name, Numbers(low, high, step, whole=False)))
-        return self.point[name]
+        self.params[name] = float(self.answer(name, Numbers(low, high, step, whole=False)))
+        return self.params[name]
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
         """As Optuna's."""
-        self.point[name] = int(self.answer(name, Numbers(low, high, step, whole=True)))
-        return self.point[name]
+        self.params[name] = int(self.answer(name, Numbers(low, high, step, whole=True)))
+        return self.params[name]
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
         """As Optuna's."""
-        self.point[name] = self.answer(name, Choices(choices))
-        return self.point[name]
+        self.params[name] = self.answer(name, Choices(choices))
+        return self.params[name]
 
 
 class ReplayingTrial(AnsweringTrial):

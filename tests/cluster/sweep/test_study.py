@@ -71,13 +71,13 @@ def test_states_and_reasons_and_the_count(space: SearchSpace, base: RunConfig, t
 
 
 def test_points_outside_the_space_cost_no_trial(base: RunConfig, tmp_path: Path) -> None:
-    file = tmp_path / "narrow.yaml"
+    file = tmp_path / "narrow.py"
     file.write_text(
-        "parameters:\n"
-        "  optim.lr: {distribution: uniform, low: 0.1, high: 2.0}\n"
-        "constraints: [optim.lr <= 1.0]\n"
-        "objectives: [{metric: eval/global/reward/mean, direction: maximize}]\n"
-        "trials: 5\n"
+        "from renege_ray.sweeps.space import OutsideSpace\n"
+        "TRIALS = 5\n"
+        "def space(trial):\n"
+        "    if trial.suggest_float('optim.lr', 0.1, 2.0) > 1.0:\n"
+        "        raise OutsideSpace('optim.lr <= 1.0 is not met')\n"
     )
     space = read_search_space(file, base)
     search = start(space, tmp_path, base, 5)
