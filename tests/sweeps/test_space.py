@@ -14,6 +14,7 @@ from renege_ray.rewards.toy import ToyJudge
 from renege_ray.sampling.images import Evaluation, Pair
 from renege_ray.sweeps.space import SPACES, OutsideSpace, read_search_space, space_names
 from renege_ray.sweeps.space.metrics import METHODS, reported_metrics
+from renege_ray.sweeps.space.read import spaces_folder
 
 LR = "optim.lr: {distribution: loguniform, low: 0.01, high: 1.0}"
 
@@ -399,6 +400,14 @@ def test_a_space_that_is_not_there(tmp_path: Path, toy: RunConfig) -> None:
         read_search_space("papr", toy)
     with pytest.raises(UserError, match="there is no such file"):
         read_search_space(tmp_path / "space.yaml", toy)
+
+
+def test_spaces_travel_in_a_wheel(tmp_path: Path) -> None:
+    """They lie in the package there; in a checkout at its top, where they are now."""
+    room = tmp_path / "renege_ray" / "sweeps"
+    assert spaces_folder(room) == tmp_path / "search_spaces"
+    (room / "search_spaces").mkdir(parents=True)
+    assert spaces_folder(room) == room / "search_spaces"
 
 
 def test_several_objectives_are_not_stopped_by_one(tmp_path: Path, toy: RunConfig) -> None:

@@ -24,7 +24,13 @@ from renege_ray.sweeps.space.python_space import DEFAULTS, PythonSpace
 from renege_ray.sweeps.space.space import Drawing, Objective, SchedulerConfig, SearchSpace, values_of
 from renege_ray.sweeps.space.trials import AnsweringTrial, EdgeTrial, NearestTrial, OutsideSpace
 
-SPACES = Path(__file__).parents[3] / "search_spaces"
+
+def spaces_folder(room: Path) -> Path:
+    """Where the spaces are: in the package's folder `sweeps`, where a wheel has them, or at the top of a checkout."""
+    return installed if (installed := room / "search_spaces").is_dir() else room.parents[1] / "search_spaces"
+
+
+SPACES = spaces_folder(Path(__file__).parents[1])
 _EDGES_TRIED = 300
 
 
