@@ -144,9 +144,10 @@ def together_or_alone(
     """
     if not items:
         return []
+    blameless: tuple[type[Exception], ...] = (UserError, torch.AcceleratorError, *fatal)
     try:
         return list(compute(items))
-    except (UserError, torch.AcceleratorError, *fatal):
+    except blameless:
         raise
     except Exception as error:
         if len(items) == 1:
