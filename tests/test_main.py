@@ -84,7 +84,7 @@ def test_mistakes_are_one_line(argv: list[str], message: str, tmp_path: Path, mo
 @pytest.mark.parametrize(
     ("preset", "message"),
     [
-        ("sweep: {space: gone/paper.yaml}", "gone/paper.yaml: there is no such file"),
+        ("sweep: {space: gone/paper.yaml}", "there is no file gone/paper.yaml; did you mean --space paper?"),
         ("prompts: {train: gone.txt}", "prompts.train: there is no file gone.txt"),
         ("optim: {init: gone.safetensors}", "optim.init: 'gone.safetensors'"),
         ("rewards: {train: {hpsv2: 1.0}, checkpoints: {hpsv2: gone.pt}}", "gone.pt"),

@@ -114,7 +114,10 @@ def read_search_space(name_or_path: str | Path, base: RunConfig) -> SearchSpace:
 def _locate(name_or_path: str | Path) -> Path:
     text = str(name_or_path)
     if isinstance(name_or_path, Path) or "/" in text or text.endswith((".yaml", ".yml", ".py")):
-        return Path(text)
+        path = Path(text)
+        if path.stem in space_names() and not path.exists():
+            raise UserError(f"--space: there is no file {text}; did you mean --space {path.stem}?")
+        return path
     for suffix in (".yaml", ".py"):
         if (path := SPACES / f"{text}{suffix}").is_file():
             return path
