@@ -14,7 +14,7 @@ from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
-from ray.tune.search.optuna import OptunaSearch
+from ray.tune.search import Searcher
 
 from renege_ray.cluster.sweep.report import OUTSIDE, REASON
 from renege_ray.cluster.sweep.trial import STATUS, STEP, objective_key
@@ -79,7 +79,7 @@ class NotKept:
         return type(None), ()
 
 
-class StudySearch(NotKept, OptunaSearch):
+class StudySearch(NotKept, Searcher):
     """Ray's search on an Optuna study that outlives the process; it owns the count of trials and their states.
 
     Args:
@@ -98,26 +98,20 @@ class StudySearch(NotKept, OptunaSearch):
         total: int,
         deadline: float = float("inf"),
     ) -> None:
-        keys = [objective_key(place) for place in range(len(space.objectives))]
-        modes = [objective.direction[:3] for objective in space.objectives]
-        several = len(keys) > 1
-        super().__init__(
-            space.suggest,
-            metric=keys if several else keys[0],
-            mode=modes if several else modes[0],
+        super().__init__()  # without a metric: nothing but the study compares trials
+        self.study = optuna.create_study(
+            storage=storage,
             sampler=sampler,
             study_name=study_name,
-            storage=storage,
+            directions=[objective.direction for objective in space.objectives],
+            load_if_exists=True,
         )
-        self._search_space, self._make_config, self._total, self._deadline = space, make_config, total, deadline
-        self._keys = keys
-        self._left_over = [trial for trial in self.trials() if trial.state == TrialState.RUNNING]
+        self._storage, self._space, self._make_config = storage, space, make_config
+        self._total, self._deadline = total, deadline
+        self._keys = [objective_key(place) for place in range(len(space.objectives))]
+        self._left_over = [trial.number for trial in self.trials() if trial.state == TrialState.RUNNING]
+        self._running: dict[str, optuna.trial.Trial] = {}  # by Ray's names
         self.problem = ""
-
-    @property
-    def study(self) -> optuna.Study:
-        """The study."""
-        return self._ot_study
 
     def trials(self) -> list[FrozenTrial]:
         """All trials but those that were drawn outside the space, and those that only wait for their turn."""
@@ -135,8 +129,7 @@ class StudySearch(NotKept, OptunaSearch):
         """The next trial: one that an earlier start has left over, or a new one."""
         while self._left_over:
             # Its settings are drawn already, but for what a kill came before.
-            left_over = optuna.trial.Trial(self.study, self._left_over.pop(0)._trial_id)
-            if config := self._drawn(left_over, trial_id):
+            if config := self._drawn(self._taken_up(self._left_over.pop(0)), trial_id):
                 return config
         if not self._goes_on():
             return self.FINISHED
@@ -146,6 +139,11 @@ class StudySearch(NotKept, OptunaSearch):
                 return config
         self.problem = f"{MOST_REJECTED} points in a row are outside the space: {self.problem}"
         return self.FINISHED
+
+    def _taken_up(self, number: int) -> optuna.trial.Trial:
+        """A trial that runs, as the process had it that drew it."""
+        study_id = self._storage.get_study_id_from_name(self.study.study_name)
+        return optuna.trial.Trial(self.study, self._storage.get_trial_id_from_study_id_trial_number(study_id, number))
 
     def _goes_on(self) -> bool:
         """Whether another trial is to be begun."""
@@ -157,7 +155,7 @@ class StudySearch(NotKept, OptunaSearch):
 
     def _drawn(self, trial: optuna.trial.Trial, trial_id: str) -> dict[str, Any] | None:
         """What Ray Tune is to hand to the trial; None if its settings do not make a configuration."""
-        self._search_space.suggest(trial)
+        self._space.suggest(trial)
         try:
             config = self._make_config(trial.number, trial.params)
         except UserError as error:
@@ -165,36 +163,32 @@ class StudySearch(NotKept, OptunaSearch):
             trial.set_user_attr(OUTSIDE, True)
             self._tell(trial, TrialState.FAIL, self.problem)
             return None
-        self._ot_trials[trial_id] = trial
+        self._running[trial_id] = trial
         return config
 
     def record(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """Keep the value of a validation, told before or not. Optuna keeps none where there are several objectives."""
-        trial = self._ot_trials[trial_id]
+        trial = self._running[trial_id]
         if len(self._keys) == 1 and STEP in result and result[STEP] not in self._values(trial):
             trial.report(result[self._keys[0]], result[STEP])
 
     def recorded(self, trial_id: str) -> dict[int, float]:
         """{step: value} of a trial's validations so far, those of an earlier start included."""
-        return dict(sorted(self._values(self._ot_trials[trial_id]).items()))
+        return dict(sorted(self._values(self._running[trial_id]).items()))
 
     def _values(self, trial: optuna.trial.Trial) -> dict[int, float]:
-        frozen = self.study._storage.get_trial(trial._trial_id)
-        return {int(step): value for step, value in frozen.intermediate_values.items()}
+        return self.study.get_trials(deepcopy=False)[trial.number].intermediate_values
 
     def note(self, trial_id: str, **facts: Any) -> None:
         """Set user attributes of a trial that runs."""
         for name, value in facts.items():
-            self._ot_trials[trial_id].set_user_attr(name, value)
-
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Nothing: Ray leaves out the results that a trial is stopped at; `record` is told of all."""
+            self._running[trial_id].set_user_attr(name, value)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Close a trial, unless its process died: then `fail` is told the reason."""
-        if error or trial_id not in self._ot_trials:
+        if error or trial_id not in self._running:
             return
-        trial, result = self._ot_trials.pop(trial_id), result or {}
+        trial, result = self._running.pop(trial_id), result or {}
         status = result.get(STATUS, "")
         if status == "failed":
             self._tell(trial, TrialState.FAIL)  # the reason has been noted
@@ -205,7 +199,7 @@ class StudySearch(NotKept, OptunaSearch):
 
     def fail(self, trial_id: str, reason: str) -> None:
         """Close a trial whose process died."""
-        if trial := self._ot_trials.pop(trial_id, None):
+        if trial := self._running.pop(trial_id, None):
             self._tell(trial, TrialState.FAIL, reason)
 
     def _tell(
@@ -214,12 +208,6 @@ class StudySearch(NotKept, OptunaSearch):
         if reason:
             trial.set_user_attr(REASON, reason)
         self.study.tell(trial, values, state)
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing: the study is on disk already, and Ray would pickle it."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing, see `save`."""
 
 
 def make_search(

@@ -10,7 +10,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
 from renege_ray.cluster.sweep.report import REASON
-from renege_ray.cluster.sweep.study import StudySearch, check_same_space, make_search
+from renege_ray.cluster.sweep.study import StudySearch, check_same_space, make_search, open_storage
 from renege_ray.cluster.sweep.trial import STATUS, STEP, objective_key
 from renege_ray.cluster.sweep.trial_scheduler import Recollection, make_scheduler
 from renege_ray.config.run import RunConfig, load_preset
@@ -67,7 +67,7 @@ def test_states_and_reasons_and_the_count(space: SearchSpace, base: RunConfig, t
     assert again.suggest("new-1")["number"] == 5
     assert again.suggest("new-2") == StudySearch.FINISHED
     assert len(again.study.trials) == 6
-    assert optuna.get_all_study_names(again.study._storage) == [again.study.study_name]
+    assert optuna.get_all_study_names(open_storage(tmp_path)) == [again.study.study_name]
 
 
 def test_points_outside_the_space_cost_no_trial(base: RunConfig, tmp_path: Path) -> None:
