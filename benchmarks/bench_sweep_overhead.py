@@ -2,7 +2,7 @@
 
     python -m benchmarks.bench_sweep_overhead [TRIALS]
 
-Ray Tune, the study on disk, the scheduler and all files of a trial are as in a real sweep; only the training is not.
+Ray Tune, the study on disk, its pruner and all files of a trial are as in a real sweep; only the training is not.
 """
 
 import resource
@@ -18,9 +18,8 @@ from renege_ray.cluster.session import ray_session as session  # first: it sets 
 from renege_ray.cluster.session.resources import TrialShape
 from renege_ray.cluster.sweep.job import run_on_tune
 from renege_ray.cluster.sweep.progress import SweepProgress
-from renege_ray.cluster.sweep.study import make_search
+from renege_ray.cluster.sweep.study import EarlyStop, make_search
 from renege_ray.cluster.sweep.trial import SweepJob, TrialTask, as_result, trial_folder
-from renege_ray.cluster.sweep.trial_scheduler import Recollection, make_scheduler
 from renege_ray.cluster.sweep.watch import TrialWatch
 from renege_ray.cluster.tracking.runs import open_run
 from renege_ray.config.run import load_preset
@@ -67,15 +66,14 @@ def main(trials: int = 200) -> float:
             return TrialTask(trial_folder(number), space.config(base, point)).to_tune()
 
         search = make_search(space, folder, "tpe", 0, trials, space.first_points(base), task)
-        scheduler = make_scheduler(space.scheduler, space.most_updates, "maximize")
         with (
             session.shaped_session(base.cluster, lambda nodes, autoscaled: shape),
             open_run(folder, job="bench", experiment="bench", params={}) as log,
         ):
             started = time.monotonic()
             progress = Clock(trials, shape.concurrent, True, lambda line: None)
-            watch = TrialWatch(folder, log, progress, search, Recollection(scheduler))
-            run_on_tune(job, trials, [watch], None, cheap_trial, search_alg=search, scheduler=scheduler)
+            watch = TrialWatch(folder, log, progress, search)
+            run_on_tune(job, trials, watch, search, EarlyStop(search), cheap_trial)
             log.finish("finished")
     quarter = len(times) // 4
     edges = [started, *times[quarter - 1 :: quarter][:4]]

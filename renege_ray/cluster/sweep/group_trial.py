@@ -62,7 +62,7 @@ class GroupTrial(ray.tune.Trainable):
                 if not over:
                     continue
                 result = as_result(self._failure or failure("its workers ended without a result"))
-            return result | {"done": bool(result[REPORT][0].status)}
+            return result | {"done": bool(result[REPORT].status)}
 
     def cleanup(self) -> None:
         """See the group end: after its last report, or early, for which its workers are asked."""

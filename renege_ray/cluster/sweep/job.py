@@ -1,7 +1,7 @@
 """The job `sweep`: Ray Tune runs trials, an Optuna study in the output folder says which.
 
-The study is the only memory of a sweep. A sweep that was killed finds there what is done and what was running, and goes
-on with a new Tuner: trials go on from their own checkpoints, and the scheduler is told what it had seen.
+The study is the only memory of a sweep. A sweep that was killed finds there what is done, what was running and what all
+have reported, and goes on with a new Tuner: trials go on from their own checkpoints.
 """
 
 import sys
@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
+from ray.tune.search import Searcher
 
 from renege_ray.cluster.job import run_repeatable
 from renege_ray.cluster.plan import describe_sweep_plan
@@ -22,9 +23,8 @@ from renege_ray.cluster.session.signals import StopRequest, run_until_stopped
 from renege_ray.cluster.sweep.progress import SweepProgress
 from renege_ray.cluster.sweep.report import REASON, STEPS
 from renege_ray.cluster.sweep.results import Confirmation, keep_results
-from renege_ray.cluster.sweep.study import check_same_space, make_search
+from renege_ray.cluster.sweep.study import EarlyStop, NotKept, check_same_space, make_search
 from renege_ray.cluster.sweep.trial import SweepJob, TrialTask, trial_folder, trial_in_process
-from renege_ray.cluster.sweep.trial_scheduler import Recollection, make_scheduler
 from renege_ray.cluster.sweep.watch import TrialWatch, close_trial_log, open_trial_log, read_result
 from renege_ray.cluster.tracking import journal
 from renege_ray.cluster.tracking.runs import RunLog
@@ -174,11 +174,8 @@ class Sweep:
 
     def _run_search(self) -> dict[str, float]:
         """Run the trials that the study lacks."""
-        scheduler = make_scheduler(self._space.scheduler, self._space.most_updates, self._space.objectives[0].direction)
-        recollection = Recollection(scheduler)
         ended = [trial for trial in self._search.trials() if trial.state.is_finished()]
         for trial in ended:
-            recollection.tell_of_ended(trial.number, trial.intermediate_values)
             self._mend(trial)
         missing = self._search.missing()
         if ended:
@@ -186,8 +183,8 @@ class Sweep:
         if not missing:
             return {}
         progress = SweepProgress(missing, self._job.shape.concurrent, self._maximise, _say)
-        watch = TrialWatch(self._folder, self._log, progress, self._search, recollection)
-        self._run_trials(missing, watch, search_alg=self._search, scheduler=scheduler)
+        watch = TrialWatch(self._folder, self._log, progress, self._search)
+        self._run_trials(missing, watch, self._search, EarlyStop(self._search))
         if self._search.problem:
             print(f"no further trials: {self._search.problem}", file=sys.stderr)
         return progress.metrics()
@@ -212,19 +209,18 @@ class Sweep:
             print(f"training the best setting and the defaults on fresh seeds: {len(missing)} trainings", flush=True)
             progress = SweepProgress(len(missing), self._job.shape.concurrent, None, _say)
             watch = TrialWatch(self._folder, self._log, progress)
-            self._run_trials(len(missing), watch, search_alg=_in_order([task.to_tune() for task in missing]))
+            self._run_trials(len(missing), watch, InOrder([task.to_tune() for task in missing]), EarlyStop())
         return confirmation
 
-    def _run_trials(self, count: int, watch: TrialWatch, **tune_config: Any) -> None:
+    def _run_trials(self, count: int, watch: TrialWatch, search: Searcher, stopper: EarlyStop) -> None:
         """Let Ray Tune run trials until they are over, or a signal asks to stop."""
-        stopper = _stopper()
 
         def stop() -> None:
             print("stopping; finished trials are kept, running ones go on later (a second signal stops at once)")
-            stopper.stopped = True
+            stopper.all = True
 
         def work() -> None:
-            run_on_tune(self._job, count, [watch], stopper, **tune_config)
+            run_on_tune(self._job, count, watch, search, stopper)
 
         run_until_stopped(work, stop, self._request, meanwhile=lambda: None)
         if self._request.signal is not None:
@@ -242,18 +238,18 @@ class Sweep:
 def run_on_tune(
     job: SweepJob,
     count: int,
-    callbacks: Sequence[Any],
-    stopper: Any,
+    watch: TrialWatch,
+    search: Searcher,
+    stopper: EarlyStop,
     trainable: Callable[..., None] | None = None,
-    **tune_config: Any,
 ) -> None:
     """Start a Tuner and wait for its end. What it writes of its own is in Ray's temporary folder and goes with it.
 
     Args:
         job: goes to every trial.
         count: trials at most.
+        watch, search, stopper: hear of trials, suggest them, and stop them.
         trainable: instead of a training (for benchmarks).
-        tune_config: search algorithm, scheduler.
     """
     from ray import tune
 
@@ -266,17 +262,17 @@ def run_on_tune(
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(trainable or default, job=job), resources),
             tune_config=tune.TuneConfig(
+                search_alg=search,
                 num_samples=count,
                 max_concurrent_trials=shape.concurrent,
                 # A group ends with its trial.
                 reuse_actors=shape.workers == 1,
                 trial_dirname_creator=lambda trial: str(trial.trial_id),
-                **tune_config,
             ),
             run_config=tune.RunConfig(
                 name=f"sweep-{uuid.uuid4().hex[:8]}",
                 storage_path=scratch,
-                callbacks=list(callbacks),
+                callbacks=[watch],
                 stop=stopper,
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # trials keep their own
                 failure_config=tune.FailureConfig(max_failures=job.base.cluster.max_failures),
@@ -286,38 +282,19 @@ def run_on_tune(
         tuner.fit()
 
 
-def _in_order(configs: Sequence[dict[str, Any]]) -> Any:
+class InOrder(NotKept, Searcher):
     """A search of Ray Tune's that hands out what it is given, one after the other."""
-    from ray.tune.search import Searcher
 
-    class _InOrder(Searcher):
-        def __init__(self) -> None:
-            super().__init__()
-            self.left = list(configs)
+    def __init__(self, configs: Sequence[dict[str, Any]]) -> None:
+        super().__init__()
+        self._left = list(configs)
 
-        def suggest(self, trial_id: str) -> Any:
-            return self.left.pop(0) if self.left else self.FINISHED
+    def suggest(self, trial_id: str) -> Any:
+        """The next one."""
+        return self._left.pop(0) if self._left else self.FINISHED
 
-        def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-            pass
-
-    return _InOrder()
-
-
-def _stopper() -> Any:
-    """Tells Ray Tune to stop everything once `stopped` is set."""
-    from ray import tune
-
-    class _Stopper(tune.Stopper):
-        stopped = False
-
-        def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-            return False
-
-        def stop_all(self) -> bool:
-            return self.stopped
-
-    return _Stopper()
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Nothing to learn from it."""
 
 
 def _say(line: str) -> None:

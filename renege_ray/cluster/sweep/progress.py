@@ -14,7 +14,7 @@ class SweepProgress:
     """Prints a line for each trial that ends, and one now and then; counts what was computed.
 
     Attributes:
-        done, stopped, failed: trials that ended; of these, stopped by the scheduler, and failed.
+        done, stopped, failed: trials that ended; of these, stopped early, and failed.
         seconds: that trials have computed. slot_seconds: that there was room for trials and trials to run: what is
             more in them than `seconds` went into starting and waiting. load_seconds: of loading models, in these.
     """
@@ -61,7 +61,7 @@ class SweepProgress:
             self._print("")
 
     def ends(self, trial_id: str, report: TrialReport | None) -> int:
-        """A trial is over; no report: the scheduler has stopped it. Returns the updates that it has made."""
+        """A trial is over; no report: it was stopped early. Returns the updates that it has made."""
         self._count_slots()
         task, latest = self._running.pop(trial_id)
         failed = report is not None and report.status == "failed"

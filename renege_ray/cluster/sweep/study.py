@@ -1,8 +1,8 @@
 """The Optuna study of a sweep: in a file of the output folder, its samplers, and the search that Ray Tune asks.
 
 A trial is RUNNING from the moment that its settings are drawn. In the end it is COMPLETE (trained to its end), PRUNED
-(stopped early by the scheduler) or FAIL (with the attribute `reason`). What is RUNNING when a sweep starts again goes
-on; so the study alone says what there is to do, and Ray Tune keeps nothing that matters.
+(stopped early) or FAIL (with the attribute `reason`). What is RUNNING when a sweep starts again goes on; so the study
+alone says what there is to do and what to compare a trial with, and Ray Tune keeps nothing that matters.
 """
 
 import logging
@@ -14,12 +14,13 @@ from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
+from ray.tune import Stopper
 from ray.tune.search import Searcher
 
 from renege_ray.cluster.sweep.report import OUTSIDE, REASON
 from renege_ray.cluster.sweep.trial import STATUS, STEP, objective_key
 from renege_ray.errors import UserError
-from renege_ray.sweeps.space import SearchSpace
+from renege_ray.sweeps.space import SchedulerConfig, SearchSpace
 
 STUDY_FILE = "study.db"
 SPACE_ATTRIBUTE = "space"
@@ -72,6 +73,15 @@ def make_sampler(name: str, seed: int, trials: int, done: int) -> optuna.sampler
     )
 
 
+def make_pruner(config: SchedulerConfig) -> optuna.pruners.BasePruner:
+    """What stops trials early. It knows what the study has kept, so it decides in a later start as it would have."""
+    if config.name == "asha":
+        return optuna.pruners.SuccessiveHalvingPruner(config.grace, config.reduction_factor)
+    if config.name == "median":
+        return optuna.pruners.MedianPruner(config.min_trials, config.grace, n_min_trials=config.min_trials)
+    return optuna.pruners.NopPruner()
+
+
 class NotKept:
     """Ray Tune pickles what it is given, to restore it some day; a sweep never does, and a space's code cannot be."""
 
@@ -102,6 +112,7 @@ class StudySearch(NotKept, Searcher):
         self.study = optuna.create_study(
             storage=storage,
             sampler=sampler,
+            pruner=make_pruner(space.scheduler),
             study_name=study_name,
             directions=[objective.direction for objective in space.objectives],
             load_if_exists=True,
@@ -166,18 +177,19 @@ class StudySearch(NotKept, Searcher):
         self._running[trial_id] = trial
         return config
 
-    def record(self, trial_id: str, result: Mapping[str, Any]) -> None:
-        """Keep the value of a validation, told before or not. Optuna keeps none where there are several objectives."""
+    def judge(self, trial_id: str, result: Mapping[str, Any]) -> bool:
+        """Keep the value of a validation; returns whether the trial is to be stopped at it.
+
+        What a trial tells again when it goes on has been judged. Optuna keeps no values of several objectives.
+        """
         trial = self._running[trial_id]
-        if len(self._keys) == 1 and STEP in result and result[STEP] not in self._values(trial):
-            trial.report(result[self._keys[0]], result[STEP])
-
-    def recorded(self, trial_id: str) -> dict[int, float]:
-        """{step: value} of a trial's validations so far, those of an earlier start included."""
-        return dict(sorted(self._values(self._running[trial_id]).items()))
-
-    def _values(self, trial: optuna.trial.Trial) -> dict[int, float]:
-        return self.study.get_trials(deepcopy=False)[trial.number].intermediate_values
+        if len(self._keys) > 1 or STEP not in result:
+            return False
+        if result[STEP] in self.study.get_trials(deepcopy=False)[trial.number].intermediate_values:
+            return False
+        trial.report(result[self._keys[0]], result[STEP])
+        # Of a trial that is over, too: others are compared with it.
+        return trial.should_prune() and not result.get(STATUS)
 
     def note(self, trial_id: str, **facts: Any) -> None:
         """Set user attributes of a trial that runs."""
@@ -208,6 +220,27 @@ class StudySearch(NotKept, Searcher):
         if reason:
             trial.set_user_attr(REASON, reason)
         self.study.tell(trial, values, state)
+
+
+class EarlyStop(NotKept, Stopper):
+    """Ray Tune asks it after each report whether a trial is to be stopped, and whether all are.
+
+    Attributes:
+        all: to be set where all are to stop.
+    """
+
+    def __init__(self, search: StudySearch | None = None) -> None:
+        """`search`: of the trials; none where they do not compete."""
+        self._search = search
+        self.all = False
+
+    def __call__(self, trial_id: str, result: Mapping[str, Any]) -> bool:
+        """Whether to stop this trial."""
+        return self._search is not None and self._search.judge(trial_id, result)
+
+    def stop_all(self) -> bool:
+        """Whether to stop all."""
+        return self.all
 
 
 def make_search(

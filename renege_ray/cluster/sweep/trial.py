@@ -112,13 +112,11 @@ def failure(reason: str | Exception) -> TrialReport:
 
 
 def as_result(report: TrialReport) -> dict[str, Any]:
-    """A report as Ray Tune takes it: the numbers that searchers and schedulers look at, and the whole of it, in a list
-    that the driver empties: some schedulers keep what they are told.
-    """
+    """A report as Ray Tune takes it: the numbers that a search looks at, and the whole of it."""
     numbers: dict[str, Any] = {objective_key(place): value for place, value in enumerate(report.values)}
     if report.values:
         numbers[STEP] = report.step
-    return numbers | {STATUS: report.status, REPORT: [report]}
+    return numbers | {STATUS: report.status, REPORT: report}
 
 
 def _tell_tune(report: TrialReport) -> None:

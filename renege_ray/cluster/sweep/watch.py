@@ -13,7 +13,6 @@ from renege_ray.cluster.sweep.progress import SweepProgress
 from renege_ray.cluster.sweep.report import REASON, SECONDS, STEPS
 from renege_ray.cluster.sweep.study import NotKept, StudySearch
 from renege_ray.cluster.sweep.trial import REPORT, TrialTask
-from renege_ray.cluster.sweep.trial_scheduler import Recollection
 from renege_ray.cluster.tracking import journal
 from renege_ray.cluster.tracking.run_log import RunLog
 from renege_ray.config.run import to_mapping, write_config
@@ -28,7 +27,7 @@ class TrialWatch(NotKept, ray.tune.Callback):
 
     Args:
         folder: of the sweep. log: of the sweep.
-        search, recollection: of the search; none for trials that only confirm.
+        search: none for trials that only confirm.
     """
 
     def __init__(
@@ -37,10 +36,8 @@ class TrialWatch(NotKept, ray.tune.Callback):
         log: RunLog,
         progress: SweepProgress,
         search: StudySearch | None = None,
-        recollection: Recollection | None = None,
     ) -> None:
-        self._folder, self._log, self._progress = folder, log, progress
-        self._search, self._recollection = search, recollection
+        self._folder, self._log, self._progress, self._search = folder, log, progress, search
         self._logs: dict[str, RunLog] = {}
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -49,15 +46,13 @@ class TrialWatch(NotKept, ray.tune.Callback):
         folder = self._folder / task.folder
         if trial.trial_id not in self._logs:
             self._logs[trial.trial_id] = open_trial_log(self._log, folder, task)
-        if self._search is not None and self._recollection is not None:
-            self._recollection.tell(trial, self._search.recorded(trial.trial_id))
         self._progress.starts(trial.trial_id, task)
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         """Keep a report; what Ray Tune has no use for does not stay in its memory."""
-        report: TrialReport = result.pop(REPORT).pop()
+        report: TrialReport = result.pop(REPORT)
         log = self._logs[trial.trial_id]
         for step, metrics in report.curves:
             log.metrics(step, metrics)
@@ -65,7 +60,6 @@ class TrialWatch(NotKept, ray.tune.Callback):
             with Image.open(io.BytesIO(report.picture)) as picture:
                 log.image("validation", picture, report.step)
         if self._search is not None:
-            self._search.record(trial.trial_id, result)
             self._note(trial.trial_id, report)
         if report.status:
             write_result(log.output_dir, report)
@@ -129,7 +123,7 @@ def open_trial_log(parent: RunLog, folder: Path, task: TrialTask) -> RunLog:
 
 
 def close_trial_log(log: RunLog, report: TrialReport | None, step: int) -> None:
-    """End a trial's run after `step` updates. No report: the scheduler stopped it."""
+    """End a trial's run after `step` updates. No report: it was stopped early."""
     figures = {"sweep/stopped_early": float(report is None), **(report.metrics if report else {})}
     log.metrics(step, figures)
     failed = report is not None and report.status == "failed"

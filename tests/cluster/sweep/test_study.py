@@ -1,18 +1,17 @@
-"""The study that a sweep lives by, and what schedulers are told of it; no Ray cluster."""
+"""The study that a sweep lives by, and which trials it stops early; no Ray cluster."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 from optuna.trial import TrialState
-from ray.tune.experiment import Trial
-from ray.tune.schedulers import TrialScheduler
 
 from renege_ray.cluster.sweep.report import REASON
 from renege_ray.cluster.sweep.study import StudySearch, check_same_space, make_search, open_storage
 from renege_ray.cluster.sweep.trial import STATUS, STEP, objective_key
-from renege_ray.cluster.sweep.trial_scheduler import Recollection, make_scheduler
 from renege_ray.config.run import RunConfig, load_preset
 from renege_ray.errors import UserError
 from renege_ray.sweeps.space import SchedulerConfig, SearchSpace, read_search_space
@@ -46,15 +45,14 @@ def test_states_and_reasons_and_the_count(space: SearchSpace, base: RunConfig, t
     assert search.missing() == 6
     first = [search.suggest(f"ray-{n}") for n in range(5)]
     assert first[0]["lr"] == base.optim.lr, "the preset's own settings come first"
-    for n, value in enumerate([3.0, 2.0]):
-        search.record(f"ray-{n}", {STEP: 15, VALUE: value})
+    assert [search.judge(f"ray-{n}", {STEP: 15, VALUE: value}) for n, value in enumerate([3.0, 2.0])] == [False, True]
     search.on_trial_complete("ray-0", {STEP: 100, VALUE: 3.5, STATUS: "finished"})
     search.on_trial_complete("ray-1", {STEP: 15, VALUE: 2.0, STATUS: ""})
     search.note("ray-2", **{REASON: "step 3: nan"})
     search.on_trial_complete("ray-2", {STATUS: "failed"})
     search.on_trial_complete("ray-3", None, error=True)  # Ray says no reason here
     search.fail("ray-3", "its process died")
-    search.record("ray-4", {STEP: 15, VALUE: 2.5})
+    search.judge("ray-4", {STEP: 15, VALUE: 2.5})
 
     again = start(space, tmp_path, base, 6)
     trials = again.study.trials
@@ -63,7 +61,8 @@ def test_states_and_reasons_and_the_count(space: SearchSpace, base: RunConfig, t
     assert [trial.user_attrs.get(REASON) for trial in trials[2:4]] == ["step 3: nan", "its process died"]
     assert again.missing() == 2
     assert again.suggest("new-0") == first[4], "what was running goes on, with the same settings"
-    assert again.recorded("new-0") == {15: 2.5}
+    assert not again.judge("new-0", {STEP: 15, VALUE: 2.4}), "what it tells again has been judged"
+    assert again.study.trials[4].intermediate_values == {15: 2.5}
     assert again.suggest("new-1")["number"] == 5
     assert again.suggest("new-2") == StudySearch.FINISHED
     assert len(again.study.trials) == 6
@@ -107,32 +106,38 @@ def test_another_space_is_refused(space: SearchSpace, base: RunConfig, tmp_path:
 
 
 @pytest.mark.parametrize("name", ["asha", "median"])
-def test_a_new_scheduler_decides_as_the_old_one_would(name: str) -> None:
-    """Twelve trials report; a scheduler that saw them all, and one that was told of them, judge further ones alike."""
-    config = SchedulerConfig(name, grace=10, reduction_factor=3)
-    old, new = (make_scheduler(config, 90, "maximize") for _ in range(2))
-    recollection = Recollection(new)
-    for number in range(12):
-        values = {step: ((7 * number) % 12) + step / 100 for step in (10, 20, 30)}
-        trial = Trial(f"trial-{number}", trial_id=f"trial-{number}", stub=True)
-        old.on_trial_add(None, trial)
-        seen = {}
-        for step, value in values.items():
-            seen[step] = value
-            if old.on_trial_result(None, trial, result(step, value)) == TrialScheduler.STOP:
-                break
-        recollection.tell_of_ended(number, seen)
-    decisions = [[judge(scheduler, value) for value in range(12)] for scheduler in (old, new)]
+def test_a_later_start_stops_what_the_first_one_would(
+    name: str, space: SearchSpace, base: RunConfig, tmp_path: Path
+) -> None:
+    """Nine trials end; the search that saw them, and one of a later start, judge further ones alike."""
+    space = replace(space, sampler="random", scheduler=SchedulerConfig(name, grace=10, reduction_factor=3))
+    (tmp_path / "first").mkdir()
+    first = start(space, tmp_path / "first", base, 24)
+    before = [stopped_at(first, (7 * number) % 9) for number in range(9)]
+    shutil.copytree(tmp_path / "first", tmp_path / "later")
+    later = start(space, tmp_path / "later", base, 24)
+    decisions = [[stopped_at(search, worth) for worth in (0, 8, 4, 6)] for search in (first, later)]
     assert decisions[0] == decisions[1]
-    assert {TrialScheduler.STOP, TrialScheduler.CONTINUE} == set(decisions[0])
+    assert all({None, 10} <= set(stops) for stops in (before, decisions[0]))
 
 
-def result(step: int, value: float) -> dict[str, float]:
-    return {STEP: step, VALUE: value}
+def stopped_at(search: StudySearch, worth: float) -> int | None:
+    """The update that a further trial is stopped at; None where it makes all of them."""
+    name = f"ray-{len(search.trials())}"
+    search.suggest(name)
+    for step in (0, 10, 20, 30):
+        status = "finished" if step == 30 else ""
+        result = {STEP: step, VALUE: worth + step / 100, STATUS: status}
+        if (stop := search.judge(name, result)) or status:
+            search.on_trial_complete(name, result)
+            return step if stop else None
+    raise AssertionError("unreachable")
 
 
-def judge(scheduler: TrialScheduler, value: float) -> str:
-    """What becomes of one more trial at update 30."""
-    trial = Trial("one more", trial_id=f"one more {value}", stub=True)
-    scheduler.on_trial_add(None, trial)
-    return str(scheduler.on_trial_result(None, trial, result(30, value)))
+def test_successive_halving_and_the_median_by_hand(space: SearchSpace, base: RunConfig, tmp_path: Path) -> None:
+    """Of three at a rung one goes on, before there are three the best; three that finish are enough for a median."""
+    for name, expected in (("asha", [None, 10, 10, None, 10, None]), ("median", [None, None, None, None, 10, None])):
+        (tmp_path / name).mkdir()
+        judging = replace(space, scheduler=SchedulerConfig(name, grace=10, reduction_factor=3, min_trials=3))
+        search = start(judging, tmp_path / name, base, 6)
+        assert [stopped_at(search, worth) for worth in (3, 1, 2, 4, 0, 5)] == expected
