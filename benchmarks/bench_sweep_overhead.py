@@ -19,7 +19,7 @@ from renege_ray.cluster.session.resources import TrialShape
 from renege_ray.cluster.sweep.job import run_on_tune
 from renege_ray.cluster.sweep.progress import SweepProgress
 from renege_ray.cluster.sweep.study import EarlyStop, make_search
-from renege_ray.cluster.sweep.trial import SweepJob, TrialTask, as_result, trial_folder
+from renege_ray.cluster.sweep.trial import TASK, SweepJob, TrialTask, as_result, trial_folder
 from renege_ray.cluster.sweep.watch import TrialWatch
 from renege_ray.cluster.tracking.runs import open_run
 from renege_ray.config.run import load_preset
@@ -34,7 +34,7 @@ def cheap_trial(given: dict[str, Any], job: SweepJob) -> None:
     """A bowl around lr 0.3 and guidance 3, told in a few reports."""
     import ray.tune
 
-    config = TrialTask.from_tune(given).config
+    config = given[TASK].config
     worth = -((config.optim.lr - 0.3) ** 2) - (config.sampling.guidance_scale - 3) ** 2
     for place in range(1, REPORTS + 1):
         step = place * config.optim.steps // REPORTS
@@ -62,8 +62,8 @@ def main(trials: int = 200) -> float:
         shape = TrialShape(2, 1, 1.0, 0.0)
         job = SweepJob(base, read_inputs(base), str(folder), (space.objectives[0].metric,), shape)
 
-        def task(number: int, point: Any) -> dict[str, Any]:
-            return TrialTask(trial_folder(number), space.config(base, point)).to_tune()
+        def task(number: int, point: Any) -> TrialTask:
+            return TrialTask(trial_folder(number), space.config(base, point))
 
         search = make_search(space, folder, "tpe", 0, trials, space.first_points(base), task)
         with (

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from renege_ray.config.run import RunConfig, parse_config, to_mapping
+from renege_ray.config.run import RunConfig
 from renege_ray.models.base import TextToImage
 from renege_ray.output.pictures import image_grid
 from renege_ray.sampling.encoded_prompts import EncodedPrompts
@@ -147,13 +147,12 @@ def thrifty(config: RunConfig, base: RunConfig, objectives: Sequence[str]) -> Ru
     chooses candidates, an objective compares with the best of them, or training starts from it. Checkpoints come with
     validations. Neither changes the embedding that is learned.
     """
-    data = to_mapping(config)
-    data["checkpoint"]["every"] = config.validation.every
+    changes: dict[str, Any] = {"checkpoint": config.checkpoint.model_copy(update={"every": config.validation.every})}
     candidates = config.prompts.handwritten
     chosen = candidates != base.prompts.handwritten or any("handwritten" in name for name in objectives)
     if not chosen and config.optim.init != "handwritten":
-        data["prompts"]["handwritten"] = list(candidates[:1])
-    return parse_config(data)
+        changes["prompts"] = config.prompts.model_copy(update={"handwritten": candidates[:1]})
+    return config.model_copy(update=changes)
 
 
 def methods_of(objectives: Sequence[str]) -> set[str]:

@@ -19,6 +19,7 @@ from renege_ray.cluster.session.device import worker_device
 from renege_ray.cluster.session.mailbox import Mailbox, StopWatch
 from renege_ray.cluster.sweep.trial import (
     REPORT,
+    TASK,
     SweepJob,
     TrialTask,
     as_result,
@@ -46,10 +47,11 @@ class GroupTrial(ray.tune.Trainable):
 
     def setup(self, config: dict[str, Any], job: SweepJob) -> None:
         """Start the group."""
+        task: TrialTask = config[TASK]
         self._mailbox = Mailbox()
         self._reports = Queue(actor_options={"num_cpus": 0})
         self._failure: TrialReport | None = None
-        self._thread = threading.Thread(target=self._fit, args=(config, job), daemon=True)
+        self._thread = threading.Thread(target=self._fit, args=(task, job), daemon=True)
         self._thread.start()
 
     def step(self) -> dict[str, Any]:
@@ -71,10 +73,10 @@ class GroupTrial(ray.tune.Trainable):
         self._mailbox.close()
         self._reports.shutdown()
 
-    def _fit(self, config: dict[str, Any], job: SweepJob) -> None:
+    def _fit(self, task: TrialTask, job: SweepJob) -> None:
         trainer = TorchTrainer(
             train_in_group,
-            train_loop_config={"given": config, "job": job, "mailbox": self._mailbox},
+            train_loop_config={"task": task, "job": job, "mailbox": self._mailbox},
             scaling_config=ray.train.ScalingConfig(
                 num_workers=job.shape.workers,
                 use_gpu=bool(job.shape.gpus),
@@ -82,7 +84,7 @@ class GroupTrial(ray.tune.Trainable):
             ),
             run_config=ray.train.RunConfig(
                 name=f"group-{uuid.uuid4().hex[:8]}",
-                storage_path=f"{job.root}/{config['folder']}/ray",
+                storage_path=f"{job.root}/{task.folder}/ray",
                 callbacks=[_HandOn(self._reports)],
                 failure_config=ray.train.FailureConfig(max_failures=job.base.cluster.max_failures),
                 logging_config=ray.train.LoggingConfig(log_level="ERROR"),
@@ -110,7 +112,7 @@ class _HandOn(UserCallback):
 def train_in_group(parameters: dict[str, Any]) -> None:
     """The training function of Ray Train in each worker of a trial."""
     job: SweepJob = parameters["job"]
-    task = TrialTask.from_tune(parameters["given"])
+    task: TrialTask = parameters["task"]
     workers, device = this_worker(), worker_device()
 
     def tell(report: TrialReport) -> None:

@@ -24,7 +24,7 @@ from renege_ray.cluster.sweep.progress import SweepProgress
 from renege_ray.cluster.sweep.report import REASON, STEPS
 from renege_ray.cluster.sweep.results import Confirmation, keep_results
 from renege_ray.cluster.sweep.study import EarlyStop, NotKept, check_same_space, make_search
-from renege_ray.cluster.sweep.trial import SweepJob, TrialTask, trial_folder, trial_in_process
+from renege_ray.cluster.sweep.trial import TASK, SweepJob, TrialTask, trial_folder, trial_in_process
 from renege_ray.cluster.sweep.watch import TrialWatch, close_trial_log, open_trial_log, read_result
 from renege_ray.cluster.tracking import journal
 from renege_ray.cluster.tracking.runs import RunLog
@@ -147,7 +147,7 @@ class Sweep:
             self._config.seed,
             space.trials,
             space.first_points(self._config),
-            lambda number, point: self._task(number, point).to_tune(),
+            self._task,
             deadline,
         )
 
@@ -209,7 +209,7 @@ class Sweep:
             print(f"training the best setting and the defaults on fresh seeds: {len(missing)} trainings", flush=True)
             progress = SweepProgress(len(missing), self._job.shape.concurrent, None, _say)
             watch = TrialWatch(self._folder, self._log, progress)
-            self._run_trials(len(missing), watch, InOrder([task.to_tune() for task in missing]), EarlyStop())
+            self._run_trials(len(missing), watch, InOrder(missing), EarlyStop())
         return confirmation
 
     def _run_trials(self, count: int, watch: TrialWatch, search: Searcher, stopper: EarlyStop) -> None:
@@ -285,13 +285,13 @@ def run_on_tune(
 class InOrder(NotKept, Searcher):
     """A search of Ray Tune's that hands out what it is given, one after the other."""
 
-    def __init__(self, configs: Sequence[dict[str, Any]]) -> None:
+    def __init__(self, tasks: Sequence[TrialTask]) -> None:
         super().__init__()
-        self._left = list(configs)
+        self._left = list(tasks)
 
     def suggest(self, trial_id: str) -> Any:
         """The next one."""
-        return self._left.pop(0) if self._left else self.FINISHED
+        return {TASK: self._left.pop(0)} if self._left else self.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Nothing to learn from it."""

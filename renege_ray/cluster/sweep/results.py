@@ -45,12 +45,12 @@ class Confirmation:
         default = space.first_points(base)[0]
         same = default == best.params
         points = {f"trial-{best.number:04d}": best.params, "default": default}
+        configs = {name: thrifty(space.config(base, point), base, job.objectives) for name, point in points.items()}
 
         def task(name: str, seed: int) -> TrialTask:
-            config = thrifty(space.config(base, points[name]), base, job.objectives)
             folder = f"confirm/{name}-seed-{seed}"
             changes = {"seed": seed, "output_dir": base.output_dir / folder}
-            return TrialTask(folder, config.model_copy(update=changes), test=True)
+            return TrialTask(folder, configs[name].model_copy(update=changes), test=True)
 
         seeds = [base.seed + FIRST_FRESH_SEED + place for place in range(0 if same else base.sweep.confirm_seeds)]
         pairs = {seed: (task(f"trial-{best.number:04d}", seed), task("default", seed)) for seed in seeds}

@@ -18,7 +18,7 @@ from ray.tune import Stopper
 from ray.tune.search import Searcher
 
 from renege_ray.cluster.sweep.report import OUTSIDE, REASON
-from renege_ray.cluster.sweep.trial import STATUS, STEP, objective_key
+from renege_ray.cluster.sweep.trial import STATUS, STEP, TASK, TrialTask, objective_key
 from renege_ray.errors import UserError
 from renege_ray.sweeps.space import SchedulerConfig, SearchSpace
 
@@ -93,7 +93,7 @@ class StudySearch(NotKept, Searcher):
     """Ray's search on an Optuna study that outlives the process; it owns the count of trials and their states.
 
     Args:
-        make_config: from a trial's number and its point to what Ray Tune hands to the trial.
+        make_task: from a trial's number and its point to what it has to do.
         total: trials in all, those of earlier starts included.
         deadline: in `time.monotonic()`; no new trial after it.
     """
@@ -104,7 +104,7 @@ class StudySearch(NotKept, Searcher):
         storage: optuna.storages.BaseStorage,
         sampler: optuna.samplers.BaseSampler,
         study_name: str,
-        make_config: Callable[[int, Mapping[str, Any]], dict[str, Any]],
+        make_task: Callable[[int, Mapping[str, Any]], TrialTask],
         total: int,
         deadline: float = float("inf"),
     ) -> None:
@@ -117,7 +117,7 @@ class StudySearch(NotKept, Searcher):
             directions=[objective.direction for objective in space.objectives],
             load_if_exists=True,
         )
-        self._storage, self._space, self._make_config = storage, space, make_config
+        self._storage, self._space, self._make_task = storage, space, make_task
         self._total, self._deadline = total, deadline
         self._keys = [objective_key(place) for place in range(len(space.objectives))]
         self._left_over = [trial.number for trial in self.trials() if trial.state == TrialState.RUNNING]
@@ -168,14 +168,14 @@ class StudySearch(NotKept, Searcher):
         """What Ray Tune is to hand to the trial; None if its settings do not make a configuration."""
         self._space.suggest(trial)
         try:
-            config = self._make_config(trial.number, trial.params)
+            task = self._make_task(trial.number, trial.params)
         except UserError as error:
             self.problem = str(error)
             trial.set_user_attr(OUTSIDE, True)
             self._tell(trial, TrialState.FAIL, self.problem)
             return None
         self._running[trial_id] = trial
-        return config
+        return {TASK: task}
 
     def judge(self, trial_id: str, result: Mapping[str, Any]) -> bool:
         """Keep the value of a validation; returns whether the trial is to be stopped at it.
@@ -250,7 +250,7 @@ def make_search(
     seed: int,
     total: int,
     first_points: list[dict[str, Any]],
-    make_config: Callable[[int, Mapping[str, Any]], dict[str, Any]],
+    make_task: Callable[[int, Mapping[str, Any]], TrialTask],
     deadline: float = float("inf"),
 ) -> StudySearch:
     """The search of a folder, with a new study or with the one that is there."""
@@ -258,7 +258,7 @@ def make_search(
     names = optuna.get_all_study_names(storage)
     done = len(optuna.load_study(study_name=names[0], storage=storage).trials) if names else 0
     name = names[0] if names else f"{folder.name}-{space.name}-{space.fingerprint()[:8]}"
-    search = StudySearch(space, storage, make_sampler(sampler, seed, total, done), name, make_config, total, deadline)
+    search = StudySearch(space, storage, make_sampler(sampler, seed, total, done), name, make_task, total, deadline)
     search.study.set_user_attr(SPACE_ATTRIBUTE, space.to_mapping())
     search.study.set_metric_names([objective.metric for objective in space.objectives])
     for point in first_points:

@@ -6,7 +6,7 @@ several workers are in `cluster.group_trial`.
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from renege_ray.cluster.session.device import worker_device
 from renege_ray.cluster.session.resources import TrialShape
 from renege_ray.cluster.training.checkpoints import CheckpointStore, checkpoint_name
-from renege_ray.config.run import RunConfig, parse_config, to_mapping
+from renege_ray.config.run import RunConfig
 from renege_ray.errors import UserError, describe
 from renege_ray.models.base import TextToImage
 from renege_ray.models.load import load_model
@@ -41,6 +41,7 @@ from renege_ray.training.train import TrainingError, train_global
 
 ATTEMPT = "attempt-001"  # a trial that goes on does so in the same place
 MEMORY_FILE, PICTURE_FILE = "told.json", "validation.png"
+TASK = "task"  # the only setting that Ray Tune knows of a trial; its value is a TrialTask
 REPORT, STEP, STATUS = "report", "step", "status"
 
 
@@ -78,19 +79,10 @@ class TrialTask:
     config: RunConfig
     test: bool = False
 
-    def to_tune(self) -> dict[str, Any]:
-        """What Ray Tune hands around: short and plain, since it copies, flattens and prints it."""
-        return {"folder": self.folder, "config": json.dumps(to_mapping(self.config)), "test": self.test}
-
-    @classmethod
-    def from_tune(cls, given: Mapping[str, Any]) -> "TrialTask":
-        """What `to_tune` was called on."""
-        return cls(given["folder"], parse_config(json.loads(given["config"])), given["test"])
-
 
 def trial_in_process(given: dict[str, Any], job: SweepJob) -> None:
     """A function for Ray Tune: one worker, this process."""
-    with_reasons(lambda: run_trial(job, TrialTask.from_tune(given), Workers(), worker_device(), _tell_tune))
+    with_reasons(lambda: run_trial(job, given[TASK], Workers(), worker_device(), _tell_tune))
 
 
 def with_reasons(work: Callable[[], None]) -> None:

@@ -12,7 +12,7 @@ from ray.tune.experiment import Trial
 from renege_ray.cluster.sweep.progress import SweepProgress
 from renege_ray.cluster.sweep.report import REASON, SECONDS, STEPS
 from renege_ray.cluster.sweep.study import NotKept, StudySearch
-from renege_ray.cluster.sweep.trial import REPORT, TrialTask
+from renege_ray.cluster.sweep.trial import REPORT, TASK, TrialTask
 from renege_ray.cluster.tracking import journal
 from renege_ray.cluster.tracking.run_log import RunLog
 from renege_ray.config.run import to_mapping, write_config
@@ -42,7 +42,7 @@ class TrialWatch(NotKept, ray.tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Open the trial's folder and its run. Also called when a trial goes on after its process has died."""
-        task = TrialTask.from_tune(trial.config)
+        task: TrialTask = trial.config[TASK]
         folder = self._folder / task.folder
         if trial.trial_id not in self._logs:
             self._logs[trial.trial_id] = open_trial_log(self._log, folder, task)

@@ -20,7 +20,7 @@ from mlflow.entities import Run
 from optuna.trial import FrozenTrial, TrialState
 from ray import cloudpickle
 
-from renege_ray.cluster.sweep.trial import SweepJob, as_result, with_reasons
+from renege_ray.cluster.sweep.trial import TASK, SweepJob, as_result, with_reasons
 from renege_ray.config.cli import from_args
 from renege_ray.config.run import load_preset, read_config
 from renege_ray.errors import UserError
@@ -213,7 +213,7 @@ def test_a_sweep_in_which_every_trial_fails(
 
 def deadly(given: dict[str, Any], job: SweepJob) -> None:
     """Instead of a training: the first trials end in all the ways that there are, before a rung could stop them."""
-    number = int(Path(given["folder"]).name)
+    number = int(Path(given[TASK].folder).name)
 
     def work() -> None:
         if number == 1:

@@ -11,7 +11,7 @@ from optuna.trial import TrialState
 
 from renege_ray.cluster.sweep.report import REASON
 from renege_ray.cluster.sweep.study import StudySearch, check_same_space, make_search, open_storage
-from renege_ray.cluster.sweep.trial import STATUS, STEP, objective_key
+from renege_ray.cluster.sweep.trial import STATUS, STEP, TASK, TrialTask, objective_key
 from renege_ray.config.run import RunConfig, load_preset
 from renege_ray.errors import UserError
 from renege_ray.sweeps.space import SchedulerConfig, SearchSpace, read_search_space
@@ -32,11 +32,11 @@ def space(base: RunConfig) -> SearchSpace:
 def start(space: SearchSpace, folder: Path, base: RunConfig, total: int, **options: Any) -> StudySearch:
     """The search as a start of a sweep makes it."""
 
-    def make_config(number: int, point: Any) -> dict[str, Any]:
-        return {"number": number, "lr": space.config(base, point).optim.lr}
+    def make_task(number: int, point: Any) -> TrialTask:
+        return TrialTask(str(number), space.config(base, point))
 
     points = space.first_points(base)
-    return make_search(space, folder, "tpe", 0, total, points, make_config, **options)
+    return make_search(space, folder, "tpe", 0, total, points, make_task, **options)
 
 
 def test_states_and_reasons_and_the_count(space: SearchSpace, base: RunConfig, tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_states_and_reasons_and_the_count(space: SearchSpace, base: RunConfig, t
     search = start(space, tmp_path, base, 6)
     assert search.missing() == 6
     first = [search.suggest(f"ray-{n}") for n in range(5)]
-    assert first[0]["lr"] == base.optim.lr, "the preset's own settings come first"
+    assert first[0][TASK].config.optim.lr == base.optim.lr, "the preset's own settings come first"
     assert [search.judge(f"ray-{n}", {STEP: 15, VALUE: value}) for n, value in enumerate([3.0, 2.0])] == [False, True]
     search.on_trial_complete("ray-0", {STEP: 100, VALUE: 3.5, STATUS: "finished"})
     search.on_trial_complete("ray-1", {STEP: 15, VALUE: 2.0, STATUS: ""})
@@ -63,7 +63,7 @@ def test_states_and_reasons_and_the_count(space: SearchSpace, base: RunConfig, t
     assert again.suggest("new-0") == first[4], "what was running goes on, with the same settings"
     assert not again.judge("new-0", {STEP: 15, VALUE: 2.4}), "what it tells again has been judged"
     assert again.study.trials[4].intermediate_values == {15: 2.5}
-    assert again.suggest("new-1")["number"] == 5
+    assert again.suggest("new-1")[TASK].folder == "5"
     assert again.suggest("new-2") == StudySearch.FINISHED
     assert len(again.study.trials) == 6
     assert optuna.get_all_study_names(open_storage(tmp_path)) == [again.study.study_name]
@@ -80,7 +80,7 @@ def test_points_outside_the_space_cost_no_trial(base: RunConfig, tmp_path: Path)
     )
     space = read_search_space(file, base)
     search = start(space, tmp_path, base, 5)
-    learning_rates = [search.suggest(f"ray-{n}")["lr"] for n in range(5)]
+    learning_rates = [search.suggest(f"ray-{n}")[TASK].config.optim.lr for n in range(5)]
     assert max(learning_rates) <= 1.0 and search.suggest("ray-5") == StudySearch.FINISHED
     outside = [trial for trial in search.study.trials if trial.state == TrialState.FAIL]
     assert outside and all("optim.lr <= 1.0" in trial.user_attrs[REASON] for trial in outside)
