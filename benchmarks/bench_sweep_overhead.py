@@ -9,6 +9,7 @@ import resource
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
@@ -18,7 +19,7 @@ from renege_ray.cluster.session import ray_session as session  # first: it sets 
 from renege_ray.cluster.session.resources import TrialShape
 from renege_ray.cluster.sweep.job import run_on_tune
 from renege_ray.cluster.sweep.progress import SweepProgress
-from renege_ray.cluster.sweep.study import EarlyStop, make_search
+from renege_ray.cluster.sweep.study import EarlyStop, StudySearch
 from renege_ray.cluster.sweep.trial import TASK, SweepJob, TrialTask, as_result, trial_folder
 from renege_ray.cluster.sweep.watch import TrialWatch
 from renege_ray.cluster.tracking.runs import open_run
@@ -58,14 +59,14 @@ def main(trials: int = 200) -> float:
         folder = Path(scratch) / "sweep"
         folder.mkdir()
         base = load_preset("toy").model_copy(update={"output_dir": folder})
-        space = read_search_space("paper", base)
+        space = replace(read_search_space("paper", base), trials=trials)
         shape = TrialShape(2, 1, 1.0, 0.0)
         job = SweepJob(base, read_inputs(base), str(folder), (space.objectives[0].metric,), shape)
 
         def task(number: int, point: Any) -> TrialTask:
             return TrialTask(trial_folder(number), space.config(base, point))
 
-        search = make_search(space, folder, "tpe", 0, trials, space.first_points(base), task)
+        search = StudySearch(space, base, task)
         with (
             session.shaped_session(base.cluster, lambda nodes, autoscaled: shape),
             open_run(folder, job="bench", experiment="bench", params={}) as log,

@@ -23,7 +23,7 @@ from renege_ray.cluster.session.signals import StopRequest, run_until_stopped
 from renege_ray.cluster.sweep.progress import SweepProgress
 from renege_ray.cluster.sweep.report import REASON, STEPS
 from renege_ray.cluster.sweep.results import Confirmation, keep_results
-from renege_ray.cluster.sweep.study import EarlyStop, NotKept, check_same_space, make_search
+from renege_ray.cluster.sweep.study import EarlyStop, NotKept, StudySearch, check_same_space
 from renege_ray.cluster.sweep.trial import TASK, SweepJob, TrialTask, trial_folder, trial_in_process
 from renege_ray.cluster.sweep.watch import TrialWatch, close_trial_log, open_trial_log, read_result
 from renege_ray.cluster.tracking import journal
@@ -140,16 +140,7 @@ class Sweep:
         self._request = StopRequest()
         self._maximise = space.objectives[0].direction == "maximize"
         deadline = time.monotonic() + 3600 * space.budget_hours if space.budget_hours else float("inf")
-        self._search = make_search(
-            space,
-            self._folder,
-            space.sampler,
-            self._config.seed,
-            space.trials,
-            space.first_points(self._config),
-            self._task,
-            deadline,
-        )
+        self._search = StudySearch(space, self._config, self._task, deadline)
 
     def run(self) -> int:
         """All stages; returns the exit code."""

@@ -19,6 +19,7 @@ from ray.tune.search import Searcher
 
 from renege_ray.cluster.sweep.report import OUTSIDE, REASON
 from renege_ray.cluster.sweep.trial import STATUS, STEP, TASK, TrialTask, objective_key
+from renege_ray.config.run import RunConfig
 from renege_ray.errors import UserError
 from renege_ray.sweeps.space import SchedulerConfig, SearchSpace
 
@@ -92,33 +93,38 @@ class NotKept:
 class StudySearch(NotKept, Searcher):
     """Ray's search on an Optuna study that outlives the process; it owns the count of trials and their states.
 
-    Args:
-        make_task: from a trial's number and its point to what it has to do.
-        total: trials in all, those of earlier starts included.
-        deadline: in `time.monotonic()`; no new trial after it.
+    Attributes:
+        study: new, or the one that the sweep's folder has.
+        problem: why no further trial was begun, where it is one.
     """
 
     def __init__(
         self,
         space: SearchSpace,
-        storage: optuna.storages.BaseStorage,
-        sampler: optuna.samplers.BaseSampler,
-        study_name: str,
+        base: RunConfig,
         make_task: Callable[[int, Mapping[str, Any]], TrialTask],
-        total: int,
         deadline: float = float("inf"),
     ) -> None:
+        """`base`: of the sweep. `make_task`: from a trial's number and its point to what it has to do.
+
+        `deadline`: in `time.monotonic()`; no new trial after it.
+        """
         super().__init__()  # without a metric: nothing but the study compares trials
+        self._storage = open_storage(base.output_dir)
+        names = optuna.get_all_study_names(self._storage)
         self.study = optuna.create_study(
-            storage=storage,
-            sampler=sampler,
+            storage=self._storage,
             pruner=make_pruner(space.scheduler),
-            study_name=study_name,
+            study_name=names[0] if names else f"{base.output_dir.name}-{space.name}-{space.fingerprint()[:8]}",
             directions=[objective.direction for objective in space.objectives],
             load_if_exists=True,
         )
-        self._storage, self._space, self._make_task = storage, space, make_task
-        self._total, self._deadline = total, deadline
+        self.study.sampler = make_sampler(space.sampler, base.seed, space.trials, len(self.study.trials))
+        self.study.set_user_attr(SPACE_ATTRIBUTE, space.to_mapping())
+        self.study.set_metric_names([objective.metric for objective in space.objectives])
+        for point in space.first_points(base):
+            self.study.enqueue_trial(point, skip_if_exists=True)
+        self._space, self._make_task, self._deadline = space, make_task, deadline
         self._keys = [objective_key(place) for place in range(len(space.objectives))]
         self._left_over = [trial.number for trial in self.trials() if trial.state == TrialState.RUNNING]
         self._running: dict[str, optuna.trial.Trial] = {}  # by Ray's names
@@ -134,7 +140,7 @@ class StudySearch(NotKept, Searcher):
 
     def missing(self) -> int:
         """Trials to run: left over from an earlier start, and new ones."""
-        return len(self._left_over) + max(0, self._total - len(self.trials()))
+        return len(self._left_over) + max(0, self._space.trials - len(self.trials()))
 
     def suggest(self, trial_id: str) -> Any:
         """The next trial: one that an earlier start has left over, or a new one."""
@@ -162,7 +168,7 @@ class StudySearch(NotKept, Searcher):
         if len(trials) >= HOPELESS and all(trial.state == TrialState.FAIL for trial in trials):
             self.problem = f"the first {len(trials)} trials failed"
             return False
-        return len(trials) < self._total and time.monotonic() <= self._deadline
+        return len(trials) < self._space.trials and time.monotonic() <= self._deadline
 
     def _drawn(self, trial: optuna.trial.Trial, trial_id: str) -> dict[str, Any] | None:
         """What Ray Tune is to hand to the trial; None if its settings do not make a configuration."""
@@ -241,26 +247,3 @@ class EarlyStop(NotKept, Stopper):
     def stop_all(self) -> bool:
         """Whether to stop all."""
         return self.all
-
-
-def make_search(
-    space: SearchSpace,
-    folder: Path,
-    sampler: str,
-    seed: int,
-    total: int,
-    first_points: list[dict[str, Any]],
-    make_task: Callable[[int, Mapping[str, Any]], TrialTask],
-    deadline: float = float("inf"),
-) -> StudySearch:
-    """The search of a folder, with a new study or with the one that is there."""
-    storage = open_storage(folder)
-    names = optuna.get_all_study_names(storage)
-    done = len(optuna.load_study(study_name=names[0], storage=storage).trials) if names else 0
-    name = names[0] if names else f"{folder.name}-{space.name}-{space.fingerprint()[:8]}"
-    search = StudySearch(space, storage, make_sampler(sampler, seed, total, done), name, make_task, total, deadline)
-    search.study.set_user_attr(SPACE_ATTRIBUTE, space.to_mapping())
-    search.study.set_metric_names([objective.metric for objective in space.objectives])
-    for point in first_points:
-        search.study.enqueue_trial(point, skip_if_exists=True)
-    return search

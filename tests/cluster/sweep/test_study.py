@@ -10,7 +10,7 @@ import pytest
 from optuna.trial import TrialState
 
 from renege_ray.cluster.sweep.report import REASON
-from renege_ray.cluster.sweep.study import StudySearch, check_same_space, make_search, open_storage
+from renege_ray.cluster.sweep.study import StudySearch, check_same_space, open_storage
 from renege_ray.cluster.sweep.trial import STATUS, STEP, TASK, TrialTask, objective_key
 from renege_ray.config.run import RunConfig, load_preset
 from renege_ray.errors import UserError
@@ -29,14 +29,13 @@ def space(base: RunConfig) -> SearchSpace:
     return read_search_space("paper", base)
 
 
-def start(space: SearchSpace, folder: Path, base: RunConfig, total: int, **options: Any) -> StudySearch:
+def start(space: SearchSpace, folder: Path, base: RunConfig, total: int) -> StudySearch:
     """The search as a start of a sweep makes it."""
 
     def make_task(number: int, point: Any) -> TrialTask:
         return TrialTask(str(number), space.config(base, point))
 
-    points = space.first_points(base)
-    return make_search(space, folder, "tpe", 0, total, points, make_task, **options)
+    return StudySearch(replace(space, trials=total), base.model_copy(update={"output_dir": folder}), make_task)
 
 
 def test_states_and_reasons_and_the_count(space: SearchSpace, base: RunConfig, tmp_path: Path) -> None:
