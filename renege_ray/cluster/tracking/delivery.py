@@ -169,8 +169,7 @@ class Delivery:
                 client.log_image(run_id, image, key=record["key"], step=record["step"], timestamp=record["time"])
         elif record["kind"] == "model":
             arguments = (record["base_model"], record["metadata"], record["step"])
-            uri = registry.log_and_register(client, run_id, path, *arguments)
-            self._save(self._state() | {"model": uri})
+            registry.log_and_register(client, run_id, path, *arguments)
         elif record["kind"] == "description":
             text = path.read_text(encoding="utf-8")[: LONGEST_TAG - 20]
             client.set_tag(run_id, "mlflow.note.content", f"```text\n{text}\n```")  # Markdown would reflow a table

@@ -29,16 +29,13 @@ def log_and_register(
     base_model: str,
     metadata: Mapping[str, str],
     step: int,
-) -> str:
+) -> None:
     """Store an embedding file with the code that hands it out, and register it as a new version.
 
     Args:
         embedding: its safetensors file.
         metadata: shown with the model and with its version, and found in the loaded model's metadata.
         step: the training step that the embedding is from.
-
-    Returns:
-        The URI of the registered version, `models:/NAME/VERSION`.
     """
     model_name = registered_name(base_model)
     run = client.get_run(run_id)
@@ -80,10 +77,7 @@ def log_and_register(
     # store of the *global* tracking URI.
     over_http = client.tracking_uri.startswith(("http://", "https://", "databricks"))
     source = f"models:/{logged.model_id}" if over_http else logged.artifact_location
-    registered = client.create_model_version(
-        model_name, source=source, run_id=run_id, tags=tags, model_id=logged.model_id
-    )
-    return f"models:/{model_name}/{registered.version}"
+    client.create_model_version(model_name, source=source, run_id=run_id, tags=tags, model_id=logged.model_id)
 
 
 @contextmanager

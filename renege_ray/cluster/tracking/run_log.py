@@ -125,8 +125,7 @@ class RunLog:
         """Register a safetensors file of one tensor (1, L, D) as a new version of `renege_ray-<base_model>`.
 
         `mlflow.pyfunc.load_model("models:/renege_ray-toy/1")` then hands it out: `predict(None)` as an array,
-        `unwrap_python_model().negative_prompt_embeds(pipe)` as a tensor for diffusers. `registered_model()`
-        is its URI after the next `flush`.
+        `unwrap_python_model().negative_prompt_embeds(pipe)` as a tensor for diffusers.
 
         Args:
             metadata: becomes the model's metadata and the version's tags, as text.
@@ -134,10 +133,6 @@ class RunLog:
         """
         texts = {str(key): str(value) for key, value in metadata.items() if value is not None}
         self._upload("model", path, base_model=base_model, metadata=texts, step=int(step))
-
-    def registered_model(self) -> str | None:
-        """`models:/NAME/VERSION` of the embedding that was registered last, None if none has arrived."""
-        return journal.read_json(self.output_dir / journal.STATE).get("model")
 
     def flush(self) -> bool:
         """Wait until MLflow has everything; bounded, see `Courier.flush`.

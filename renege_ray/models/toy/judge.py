@@ -8,7 +8,6 @@ other position, then the best of those finely, at 32x32 pixels and all neighbour
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -31,24 +30,19 @@ POSITIONS = tuple((x, y) for x in _SHIFTS for y in _SHIFTS)
 COARSE_POSITIONS = tuple(i for i, (x, y) in enumerate(POSITIONS) if x % 2 == 0 and y % 2 == 0)
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """The picture nearest to an image, and how far it is (root mean square error over pixels and channels)."""
-
-    picture: Picture
-    distance: float
-
-
 class Judge:
-    """Finds the nearest drawable picture of each image. A candidate is (scene index, position index, defects index)."""
+    """Finds the drawable picture that is nearest to each image, by the squared error over pixels and channels.
 
-    def judge(self, images: Tensor) -> list[Verdict]:
+    A candidate is (scene index, position index, defects index).
+    """
+
+    def judge(self, images: Tensor) -> list[Picture]:
         """The nearest picture for each image of (B, 3, 32, 32), values in [0, 1]."""
         with torch.no_grad():
             images = images.detach().float().cpu()
             return [v for chunk in images.split(32) for v in self._judge(chunk)]
 
-    def _judge(self, images: Tensor) -> list[Verdict]:
+    def _judge(self, images: Tensor) -> list[Picture]:
         coarse = F.avg_pool2d(images, 4).flatten(1)
         references, squares = self._coarse_references
         # ||image - reference||^2 up to the image's own square, which is the same for every reference.
@@ -60,7 +54,7 @@ class Judge:
         drawn = spoil(self._clean[scene, position], [possible_defects()[d] for _, _, d in flat])
         image_of = torch.tensor([i for i, row in enumerate(finalists) for _ in row])
         errors = (drawn - images[image_of]).square().mean((1, 2, 3)).split([len(row) for row in finalists])
-        return [_verdict(row[int(e.argmin())], float(e.min())) for row, e in zip(finalists, errors, strict=True)]
+        return [_picture(row[int(e.argmin())]) for row, e in zip(finalists, errors, strict=True)]
 
     @cached_property
     def _clean(self) -> Tensor:
@@ -93,21 +87,20 @@ def _neighbours(candidate: tuple[int, int, int]) -> list[tuple[int, int, int]]:
     return [(scene, i, defects) for i in near]
 
 
-def _verdict(candidate: tuple[int, int, int], error: float) -> Verdict:
+def _picture(candidate: tuple[int, int, int]) -> Picture:
     scene, position, defects = candidate
-    picture = Picture(all_scenes()[scene], POSITIONS[position], possible_defects()[defects])
-    return Verdict(picture, error**0.5)
+    return Picture(all_scenes()[scene], POSITIONS[position], possible_defects()[defects])
 
 
-def agreement(verdicts: Sequence[Verdict], asked: Sequence[dict[str, str]]) -> dict[str, Tensor]:
-    """1 where a verdict agrees with what was asked, else 0, NaN where a prompt leaves a part open; each (B,) float32.
+def agreement(found: Sequence[Picture], asked: Sequence[dict[str, str]]) -> dict[str, Tensor]:
+    """1 where what was found is what was asked for, else 0, NaN where a prompt leaves a part open; each (B,) float32.
 
     Names: `judge_clean` (no defect), `judge_shape`, `judge_colour`, `judge_background`, `judge_size`.
     """
-    results = {"judge_clean": torch.tensor([float(not v.picture.defects) for v in verdicts])}
+    results = {"judge_clean": torch.tensor([float(not picture.defects) for picture in found])}
     for part in ("shape", "colour", "background", "size"):
         results[f"judge_{part}"] = torch.tensor(
-            [_agrees(v.picture.scene, part, a) for v, a in zip(verdicts, asked, strict=True)]
+            [_agrees(picture.scene, part, a) for picture, a in zip(found, asked, strict=True)]
         )
     return results
 

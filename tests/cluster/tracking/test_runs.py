@@ -121,12 +121,11 @@ def check_everything(log: RunLog, uri: str, embedding: NegativeEmbedding) -> Run
     assert summary["artifacts"] == {"embedding": "embedding.safetensors"}
     assert summary["metrics"] == {"eval/global/toy/mean": 1.5}
 
-    name = str(log.registered_model())
-    version = client.get_model_version("renege_ray-toy", name.rsplit("/", 1)[1])
-    assert (version.run_id, version.tags["reward"]) == (log.run_id, "toy")
+    (version,) = client.search_model_versions(f"name = 'renege_ray-toy' and run_id = '{log.run_id}'")
+    assert version.tags["reward"] == "toy"
     try:
         mlflow.set_tracking_uri(uri)
-        model = mlflow.pyfunc.load_model(name)
+        model = mlflow.pyfunc.load_model(f"models:/renege_ray-toy/{version.version}")
     finally:
         mlflow.set_tracking_uri(None)  # which also clears the environment variable that it had set
     assert model.metadata.metadata == {"reward": "toy", "text_encoder_hash": "abc"}

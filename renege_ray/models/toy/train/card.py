@@ -15,7 +15,7 @@ from transformers import CLIPTokenizer
 
 from renege_ray.models.toy import GUIDANCE_SCALE, NUM_INFERENCE_STEPS
 from renege_ray.models.toy.captions import parse, prompts
-from renege_ray.models.toy.judge import Judge, Verdict, agreement
+from renege_ray.models.toy.judge import Judge, agreement
 from renege_ray.models.toy.scenes import (
     DEFECTS,
     NAMED_DEFECTS,
@@ -66,8 +66,7 @@ def judge_on_renders(judge: Judge) -> dict[str, float]:
     # A little noise, or every render would be met exactly.
     images = draw(pictures)
     images = images + 0.02 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
-    found = [verdict.picture for verdict in judge.judge(images.clamp(0, 1))]
-    pairs = list(zip(pictures, found, strict=True))
+    pairs = list(zip(pictures, judge.judge(images.clamp(0, 1)), strict=True))
     shares = {
         part: sum(getattr(a.scene, part) == getattr(b.scene, part) for a, b in pairs) / RENDERS
         for part in ("shape", "colour", "background", "size")
@@ -76,11 +75,11 @@ def judge_on_renders(judge: Judge) -> dict[str, float]:
     return shares | {d: sum((d in a.defects) == (d in b.defects) for a, b in pairs) / RENDERS for d in DEFECTS}
 
 
-def summarise(verdicts: Sequence[Verdict], texts: Sequence[str]) -> dict[str, float]:
+def summarise(found: Sequence[Picture], texts: Sequence[str]) -> dict[str, float]:
     """Shares over images: free of defects, each attribute right, each defect present."""
-    agreed = agreement(verdicts, [parse(text) for text in texts])
+    agreed = agreement(found, [parse(text) for text in texts])
     shares = {name.removeprefix("judge_"): float(values.nanmean()) for name, values in agreed.items()}
-    return shares | {d: sum(d in v.picture.defects for v in verdicts) / len(verdicts) for d in DEFECTS}
+    return shares | {d: sum(d in picture.defects for picture in found) / len(found) for d in DEFECTS}
 
 
 def measure(
