@@ -384,10 +384,7 @@ def test_a_folder_of_tuned_prompts_is_a_negative(model_folder: Path, tmp_path: P
 @pytest.mark.slow
 def test_from_the_shell(tmp_path: Path) -> None:
     """One process for each job: exit code 2, one line on stderr, nothing on stdout, from any folder."""
-    for command in (
-        ["train_global.py", "--optim.lr", "0"],
-        ["generate.py", "--prompt", "a fox", "--seed", "-1"],
-    ):
+    for command in (["train_global.py", "--optim.lr", "0"], ["generate.py", "--prompt", "a fox", "--seed", "-1"]):
         done = subprocess.run(
             [sys.executable, str(ROOT / "jobs" / command[0]), *command[1:]],
             cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,

@@ -49,10 +49,7 @@ class RenegNegativeEmbedding:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         """One file; and, if connected, the positive conditioning that it is checked against and made as long as."""
-        return {
-            "required": {"file": (_files(),)},
-            "optional": {"positive": ("CONDITIONING",)},
-        }
+        return {"required": {"file": (_files(),)}, "optional": {"positive": ("CONDITIONING",)}}
 
     @classmethod
     def VALIDATE_INPUTS(cls, file: str) -> bool | str:

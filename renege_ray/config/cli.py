@@ -122,10 +122,7 @@ def run_job(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | N
         print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
-        print(
-            "interrupted; --resume OUTPUT_DIR goes on from the last checkpoint, if there is one",
-            file=sys.stderr,
-        )
+        print("interrupted; --resume OUTPUT_DIR goes on from the last checkpoint, if there is one", file=sys.stderr)
         code = 130
     sys.exit(code)
 

@@ -28,8 +28,7 @@ class TuningConfig(Section):
         0, description="only so many of them, the same even mixture that renege-ray evaluate takes; 0 is all"
     )
     init: Name = Field(
-        "null",
-        description="the embedding that every prompt starts from: null, handwritten, or a file (the global one)",
+        "null", description="the embedding that every prompt starts from: null, handwritten, or a file (the global one)"
     )
     lr: float = Field(5e-3, gt=0, description="learning rate at the start of the cosine decay")
     steps: Count = Field(10, description="updates N at most")
@@ -153,8 +152,7 @@ class ClusterConfig(Section):
     gpus_per_worker: float = Field(1.0, gt=0, description="GPUs that a worker reserves; below 1, several share one")
     max_failures: CountOrZero = Field(3, description="worker failures after which the run gives up")
     storage_path: Name | None = Field(
-        None,
-        description="folder or URI that all nodes share, for checkpoints; needed with several nodes only",
+        None, description="folder or URI that all nodes share, for checkpoints; needed with several nodes only"
     )
 
     @field_validator("num_workers", mode="before")

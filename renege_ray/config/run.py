@@ -37,8 +37,7 @@ class ModelConfig(Section):
     variant: Name | None = Field(None, description="weights variant of a Hub id or folder, such as fp16")
     lora: Name | None = Field(None, description="a LoRA to add to the weights: a file, a folder, or a Hub id")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto",
-        description="of the model's arithmetic; auto is bfloat16 where the hardware has it, else float32",
+        "auto", description="of the model's arithmetic; auto is bfloat16 where the hardware has it, else float32"
     )
     compile: bool = Field(False, description="torch.compile the denoiser: minutes to start, then faster on a GPU")
     size: Annotated[tuple[Count, Count], AsTuple] | None = Field(
@@ -134,8 +133,7 @@ class OptimConfig(Section):
         "auto", description="samples that a worker computes at once; auto is as many as fit"
     )
     gradients_per_rollout: Count = Field(
-        1,
-        description="gradient steps taken from one rollout, all in the same update: cheaper, but correlated",
+        1, description="gradient steps taken from one rollout, all in the same update: cheaper, but correlated"
     )
     weight_decay: float = Field(
         0.0, ge=0, description="decay pulls the embedding to zero, which is no meaningful point, so it is off"

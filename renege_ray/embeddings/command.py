@@ -26,11 +26,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = ArgumentParser(
-        prog="renege-ray embedding",
-        description=_DESCRIPTION,
-        epilog=help_text("embedding"),
-    )
+    parser = ArgumentParser(prog="renege-ray embedding", description=_DESCRIPTION, epilog=help_text("embedding"))
     commands = parser.add_subparsers(dest="command", metavar="inspect|convert|export|check")
 
     inspect = commands.add_parser("inspect", help="shape, type, norms and metadata of files")

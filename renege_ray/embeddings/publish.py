@@ -135,10 +135,7 @@ def push(folder: Path, repository: str, files: list[str], *, private: bool = Fal
     try:
         address = api.create_repo(repository, private=private, exist_ok=True)
         api.upload_folder(
-            repo_id=repository,
-            folder_path=folder,
-            allow_patterns=files,
-            commit_message="Publish a negative embedding",
+            repo_id=repository, folder_path=folder, allow_patterns=files, commit_message="Publish a negative embedding"
         )
     except Exception as error:  # of the Hub, of its HTTP client: nothing of this is a fault here
         raise UserError(

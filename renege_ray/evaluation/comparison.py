@@ -14,14 +14,7 @@ import numpy as np
 import pandas as pd
 
 from renege_ray.output.image_statistics import ImageStatistics
-from renege_ray.output.statistics import (
-    RESAMPLES,
-    Array,
-    as_rates,
-    bootstrap_means,
-    wins,
-    without_pair_effects,
-)
+from renege_ray.output.statistics import RESAMPLES, Array, as_rates, bootstrap_means, wins, without_pair_effects
 
 ALL = "all"  # the style that stands for every pair
 OK, BLACK, NAN, FAILED = "ok", "black", "nan", "failed"

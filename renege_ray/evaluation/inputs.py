@@ -54,10 +54,7 @@ def read_evaluation_inputs(config: RunConfig) -> EvaluationInputs:
     count = len({prompt_id(prompt) for prompt in found.prompts})
     count = min(count, config.evaluation.num_prompts or count)
     pairs = make_pairs(
-        found.prompts,
-        count * config.evaluation.seeds_per_prompt,
-        noise_seed(config.seed),
-        num_prompts=count,
+        found.prompts, count * config.evaluation.seeds_per_prompt, noise_seed(config.seed), num_prompts=count
     )
     if config.model.control is not None:
         check_control_images(config.model.control, [pair.prompt for pair in pairs[:count]])

@@ -22,11 +22,7 @@ LABEL_WIDTH = 120  # fixed: a changing label must not move the pictures under a 
 GAP = 6
 MARGIN = 12
 CAPTION_LINES = 4
-PAGE, INK, FAINT_INK = (
-    (240, 240, 243),
-    (28, 28, 32),
-    (84, 84, 92),
-)  # a grey page: white images keep their edge
+PAGE, INK, FAINT_INK = ((240, 240, 243), (28, 28, 32), (84, 84, 92))  # a grey page: white images keep their edge
 
 
 def image_grid(rows: Mapping[str, Tensor], captions: Sequence[str], title: str = "") -> Image.Image:

@@ -38,11 +38,7 @@ class ProgressLine:
     """
 
     def __init__(
-        self,
-        total_steps: int,
-        first_step: int = 0,
-        every: float = 5.0,
-        clock: Callable[[], float] = time.monotonic,
+        self, total_steps: int, first_step: int = 0, every: float = 5.0, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._total, self._first, self._every, self._clock = total_steps, first_step, every, clock
         self._started = self._last = clock()

@@ -77,10 +77,7 @@ _ALL = (
         "pickscore",
         (17, 24),
         "PickScore: what the users of Pick-a-Pic chose, CLIP ViT-H/14",
-        (
-            Source("pickscore", "yuvalkirstain/PickScore_v1", ("model.safetensors",), ("config.json",)),
-            CLIP_VOCABULARY,
-        ),
+        (Source("pickscore", "yuvalkirstain/PickScore_v1", ("model.safetensors",), ("config.json",)), CLIP_VOCABULARY),
     ),
     RewardFacts(
         "clip",

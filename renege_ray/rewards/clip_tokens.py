@@ -44,11 +44,7 @@ class ClipTokenizer:
     """A prompt -> the ids of its tokens."""
 
     def __init__(
-        self,
-        vocabulary: Path,
-        markers: tuple[str, str],
-        clean: Callable[[str], str],
-        context_length: int,
+        self, vocabulary: Path, markers: tuple[str, str], clean: Callable[[str], str], context_length: int
     ) -> None:
         """Read the vocabulary.
 

@@ -192,11 +192,7 @@ def score(judges: Sequence[Scorer], images: Tensor, prompts: Sequence[str]) -> d
 
 
 def generate(
-    model: TextToImage,
-    negative: Tensor,
-    pairs: Sequence[Pair],
-    sampling: SamplingConfig,
-    encoded: EncodedPrompts,
+    model: TextToImage, negative: Tensor, pairs: Sequence[Pair], sampling: SamplingConfig, encoded: EncodedPrompts
 ) -> Tensor:
     """Images (B, 3, H, W), or videos (B, 3, F, H, W), in [0, 1] of the pairs under the negative embedding
     (1 | B, L, D), without gradient.

@@ -301,11 +301,7 @@ class _Run:
             "perf/seconds": self._seconds(),
         }
         if update is not None:
-            metrics |= {
-                "train/grad_norm": update.grad_norm,
-                "train/drift": update.drift,
-                "train/lr": update.lr,
-            }
+            metrics |= {"train/grad_norm": update.grad_norm, "train/drift": update.drift, "train/lr": update.lr}
         return metrics
 
     def _seconds(self) -> float:

@@ -118,14 +118,8 @@ def test_dry_run() -> None:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (
-            ["--optim.learning-rate", "1"],
-            "--optim.learning-rate: there is no such flag; did you mean --optim.lr?",
-        ),
-        (
-            ["--optim.learning-rate=1"],
-            "--optim.learning-rate: there is no such flag; did you mean --optim.lr?",
-        ),
+        (["--optim.learning-rate", "1"], "--optim.learning-rate: there is no such flag; did you mean --optim.lr?"),
+        (["--optim.learning-rate=1"], "--optim.learning-rate: there is no such flag; did you mean --optim.lr?"),
         (["--lr", "1"], "did you mean --optim.lr?"),
         (["--num-worker", "1"], "did you mean --num-workers?"),
         (["--preste", "toy"], "did you mean --preset?"),

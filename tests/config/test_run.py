@@ -64,13 +64,7 @@ def test_a_configuration_cannot_be_changed() -> None:
 
 @pytest.mark.parametrize(
     ("given", "stored", "bounds"),
-    [
-        (2, "2", (2, 2)),
-        ("2", "2", (2, 2)),
-        ("1-4", "1-4", (1, 4)),
-        (" 1 - 4 ", "1-4", (1, 4)),
-        ("3-3", "3", (3, 3)),
-    ],
+    [(2, "2", (2, 2)), ("2", "2", (2, 2)), ("1-4", "1-4", (1, 4)), (" 1 - 4 ", "1-4", (1, 4)), ("3-3", "3", (3, 3))],
 )
 def test_number_of_workers(given: int | str, stored: str, bounds: tuple[int, int]) -> None:
     cluster = parse_config({"cluster": {"num_workers": given}}).cluster

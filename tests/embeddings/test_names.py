@@ -52,11 +52,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def configure(place: Path, **evaluation: object) -> RunConfig:
     return parse_config(
-        {
-            "model": {"id": str(place / "model")},
-            "prompts": {"handwritten": ["ugly", "dark"]},
-            "evaluation": evaluation,
-        }
+        {"model": {"id": str(place / "model")}, "prompts": {"handwritten": ["ugly", "dark"]}, "evaluation": evaluation}
     )
 
 

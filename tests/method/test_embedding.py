@@ -88,12 +88,7 @@ def test_where_it_cannot_be_saved(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", [".bin", ".pt", ".pth"])
 def test_files_of_other_programs(tmp_path: Path, content: str, suffix: str) -> None:
     n = tensor(1, 4, 6)
-    objects: dict[str, Any] = {
-        "tensor": n,
-        "matrix": n[0],
-        "dict": {"emb": n},
-        "parameter": torch.nn.Parameter(n),
-    }
+    objects: dict[str, Any] = {"tensor": n, "matrix": n[0], "dict": {"emb": n}, "parameter": torch.nn.Parameter(n)}
     torch.save(objects[content], tmp_path / f"n{suffix}")
     loaded = NegativeEmbedding.load(tmp_path / f"n{suffix}")
     assert torch.equal(loaded.prompt_embeds, n) and not loaded.prompt_embeds.requires_grad
@@ -152,14 +147,7 @@ def test_a_malicious_pickle_is_refused_and_not_run(tmp_path: Path, how: str, rec
 
 @pytest.mark.parametrize(
     "content",
-    [
-        [1, 2],
-        {"a": torch.ones(1, 4, 6), "b": torch.ones(1)},
-        {"a": 1},
-        {"a": {"b": torch.ones(1, 4, 6)}},
-        {},
-        "n",
-    ],
+    [[1, 2], {"a": torch.ones(1, 4, 6), "b": torch.ones(1)}, {"a": 1}, {"a": {"b": torch.ones(1, 4, 6)}}, {}, "n"],
 )
 def test_pickles_of_anything_but_one_tensor(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "n.pt")
@@ -187,9 +175,7 @@ def test_missing_unknown_and_damaged_files(tmp_path: Path) -> None:
     refuse("long.safetensors", struct.pack("<Q", 1 << 40) + data[8:], "damaged")
     header = struct.unpack("<Q", data[:8])[0]
     refuse(
-        "steps.safetensors",
-        data[:8] + data[8 : 8 + header].replace(b'"150"', b'"x50"') + data[8 + header :],
-        "damaged",
+        "steps.safetensors", data[:8] + data[8 : 8 + header].replace(b'"150"', b'"x50"') + data[8 + header :], "damaged"
     )
     save_file({"a": tensor(1, 4, 6), "b": tensor(1, 4, 6)}, tmp_path / "two.safetensors")
     refuse("two.safetensors", None, "2 tensors")

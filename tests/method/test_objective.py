@@ -136,9 +136,7 @@ def test_samples_may_be_at_steps_of_their_own(
     assert together.dtype == x_t.dtype
 
 
-def test_states_kept_in_one_rollout_are_those_of_several(
-    double_model: StableDiffusion,
-) -> None:
+def test_states_kept_in_one_rollout_are_those_of_several(double_model: StableDiffusion) -> None:
     schedule = double_model.schedule(8)
     n, c = double_model.encode_prompts([""]).double(), double_model.encode_prompts(PROMPTS).double()
     x_T = torch.randn(2, *double_model.latent_shape, dtype=torch.float64)

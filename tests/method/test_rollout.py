@@ -17,12 +17,7 @@ def linear_denoiser(latents: Tensor, timestep: Tensor, prompt_embeds: Tensor) ->
 def schedule() -> Schedule:
     alphas = torch.linspace(0.999, 0.01, 100)
     return make_schedule(
-        alphas,
-        6,
-        prediction_type="v_prediction",
-        timestep_spacing="trailing",
-        steps_offset=0,
-        set_alpha_to_one=True,
+        alphas, 6, prediction_type="v_prediction", timestep_spacing="trailing", steps_offset=0, set_alpha_to_one=True
     )
 
 

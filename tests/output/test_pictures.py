@@ -6,15 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from renege_ray.output.pictures import (
-    PAGE,
-    image_grid,
-    image_saturation,
-    image_sharpness,
-    save_png,
-    text_table,
-    to_pil,
-)
+from renege_ray.output.pictures import PAGE, image_grid, image_saturation, image_sharpness, save_png, text_table, to_pil
 
 CAPTIONS = ["a small red circle on white", "a large blue star on pink", "a cross"]
 

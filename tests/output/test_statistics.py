@@ -6,13 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from renege_ray.output.statistics import (
-    FEWEST_PROMPTS,
-    as_rates,
-    bootstrap_means,
-    wins,
-    without_pair_effects,
-)
+from renege_ray.output.statistics import FEWEST_PROMPTS, as_rates, bootstrap_means, wins, without_pair_effects
 
 
 @pytest.fixture

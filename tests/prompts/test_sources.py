@@ -45,13 +45,7 @@ def test_blank_lines_are_skipped_and_counted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [
-        b"a cat\na dog",
-        b"a cat\na dog\n",
-        b"a cat\r\na dog\r\n",
-        b"a cat\ra dog\r",
-        b"\xef\xbb\xbfa cat\na dog\n",
-    ],
+    [b"a cat\na dog", b"a cat\na dog\n", b"a cat\r\na dog\r\n", b"a cat\ra dog\r", b"\xef\xbb\xbfa cat\na dog\n"],
 )
 def test_line_ends_and_byte_order_marks(tmp_path: Path, data: bytes) -> None:
     found = load_prompts(write(tmp_path / "p.txt", data), "train")

@@ -88,10 +88,7 @@ def test_bad_input(arguments: list[str], message: str, images: list[str], capsys
 @pytest.mark.slow
 def test_from_the_shell() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "renege_ray", "rewards", "score", "--help"],
-        capture_output=True,
-        text=True,
-        check=True,
+        [sys.executable, "-m", "renege_ray", "rewards", "score", "--help"], capture_output=True, text=True, check=True
     )
     for word in ("hpsv2", "--checkpoint", "--json", "examples:", "usual range"):
         assert word in done.stdout

@@ -19,13 +19,7 @@ from renege_ray.rewards.clip_towers import ClipReward, clip_from_open_clip
 from renege_ray.rewards.load import load_rewards
 from renege_ray.rewards.vision import letterbox, normalise
 from tests.rewards.conformance import PROMPTS, Load, RewardConformance
-from tests.rewards.open_clip_models import (
-    HPSV2_TOWERS,
-    VOCABULARY,
-    open_clip_model,
-    save_checkpoint,
-    text_features,
-)
+from tests.rewards.open_clip_models import HPSV2_TOWERS, VOCABULARY, open_clip_model, save_checkpoint, text_features
 from tests.rewards.photographs import photographs
 
 

@@ -24,14 +24,7 @@ def test_the_global_generator_is_left_alone() -> None:
 
 @pytest.mark.parametrize(
     ("a", "b"),
-    [
-        ((1, 2), (12,)),
-        ((1, 2), (2, 1)),
-        ((1,), ("1",)),
-        (("a", "b"), ("a,b",)),
-        (("é",), ("e\u0301",)),
-        ((), (0,)),
-    ],
+    [((1, 2), (12,)), ((1, 2), (2, 1)), ((1,), ("1",)), (("a", "b"), ("a,b",)), (("é",), ("e\u0301",)), ((), (0,))],
 )
 def test_different_keys_give_different_numbers(a: tuple[int | str, ...], b: tuple[int | str, ...]) -> None:
     assert not torch.equal(noise((4,), *a), noise((4,), *b))

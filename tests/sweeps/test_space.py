@@ -169,10 +169,7 @@ def test_weights_of_several_rewards_are_searched_but_for_the_first(tmp_path: Pat
 def test_conditional_parameters_are_there_only_where_they_belong(toy: RunConfig) -> None:
     space = read_search_space("conditional", toy)
     kinds = {frozenset(point) for point in drawn("conditional", toy, 30)}
-    assert kinds == {
-        frozenset({"optim.init", "stride"}),
-        frozenset({"optim.init", "optim.lr", "optim.drift_penalty"}),
-    }
+    assert kinds == {frozenset({"optim.init", "stride"}), frozenset({"optim.init", "optim.lr", "optim.drift_penalty"})}
     assert space.config(toy, {"optim.init": "null", "stride": 2.0}).optim.lr == pytest.approx(0.6)
     with pytest.raises(UserError, match=r"optim.drift_penalty: the search space conditional has no such parameter"):
         space.config(toy, {"optim.init": "null", "stride": 2.0, "optim.drift_penalty": 0.01})

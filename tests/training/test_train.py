@@ -87,11 +87,7 @@ def test_the_reward_rises_and_everything_is_reported(model: StableDiffusion, tmp
     first, last = seen[0].metrics, seen[-1].metrics
     assert last["eval/global/reward/mean"] > first["eval/global/reward/mean"]
     assert {"train/reward", "train/channel", "train/grad_norm", "train/drift", "train/lr"} <= seen[1].metrics.keys()
-    assert {
-        "eval/global/saturation/mean",
-        "eval/global/sharpness/mean",
-        "eval/global/other/mean",
-    } <= first.keys()
+    assert {"eval/global/saturation/mean", "eval/global/sharpness/mean", "eval/global/other/mean"} <= first.keys()
     assert "eval/global/win_rate_vs_null/reward" in last and "eval/global/win_rate_vs_handwritten/other" in last
     assert "early stop: on" in seen[0].message and "blurry" in seen[0].message and "ugly" in seen[0].message
     assert result.test is not None and list(result.test.scores) == ["null", "handwritten", "global"]

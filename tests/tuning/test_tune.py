@@ -42,11 +42,7 @@ def make_config(**tuning: Any) -> RunConfig:
     return parse_config(
         {
             "seed": 3,
-            "sampling": {
-                "num_inference_steps": STEPS,
-                "guidance_scale": GUIDANCE_SCALE,
-                "gradient_steps": [0, 4],
-            },
+            "sampling": {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE_SCALE, "gradient_steps": [0, 4]},
             "tuning": settings | tuning,
         }
     )

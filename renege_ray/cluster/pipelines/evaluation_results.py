@@ -28,12 +28,7 @@ LEFT_OUT = (BLACK, NAN, FAILED, "marked")
 
 
 def keep_results(
-    config: RunConfig,
-    inputs: EvaluationInputs,
-    table: pd.DataFrame,
-    images: str,
-    outcome: Outcome,
-    log: RunLog,
+    config: RunConfig, inputs: EvaluationInputs, table: pd.DataFrame, images: str, outcome: Outcome, log: RunLog
 ) -> int:
     """Write the table, the report and the summary below the output folder; tell MLflow; print the last lines.
 

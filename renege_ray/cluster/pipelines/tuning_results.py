@@ -32,13 +32,7 @@ LARGEST_ARTIFACT_BYTES = 256 * 2**20
 GALLERY_EACH = 3
 
 
-def keep_results(
-    config: RunConfig,
-    job: TuningJob,
-    shape: WorkerShape,
-    outcome: Outcome,
-    log: RunLog,
-) -> int:
+def keep_results(config: RunConfig, job: TuningJob, shape: WorkerShape, outcome: Outcome, log: RunLog) -> int:
     """Write table, figures, gallery and summary below the output folder; tell MLflow; print the last lines.
 
     Returns:
@@ -49,11 +43,7 @@ def keep_results(
     report.update(table)
     results = folder / "results.txt"
     results.write_text(report.text(), encoding="utf-8")
-    artifacts = {
-        "config": folder / CONFIG_FILE,
-        "table": results,
-        "gains": write_listed(report, folder / "gains.csv"),
-    }
+    artifacts = {"config": folder / CONFIG_FILE, "table": results, "gains": write_listed(report, folder / "gains.csv")}
     if report.failed < report.rows:
         artifacts["distributions"] = log.image("distributions", draw_distributions(report), report.rows)
         artifacts["gallery"] = log.image("gallery", _gallery(job, report, shape), report.rows)

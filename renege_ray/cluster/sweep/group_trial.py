@@ -29,12 +29,7 @@ from renege_ray.cluster.sweep.trial import (
     trial_root,
 )
 from renege_ray.cluster.training.checkpoints import CheckpointStore
-from renege_ray.cluster.training.worker_group import (
-    checkpoint_of_rank_zero,
-    first_cause,
-    load_together,
-    this_worker,
-)
+from renege_ray.cluster.training.worker_group import checkpoint_of_rank_zero, first_cause, load_together, this_worker
 from renege_ray.errors import UserError
 from renege_ray.sweeps.trial import TrialError, TrialReport
 from renege_ray.training.train import TrainingError

@@ -45,14 +45,7 @@ def run(config: RunConfig, *, resume: bool = False, dry_run: bool = False) -> in
     The exit code is 1 where no trial has a value, or a confirming training failed.
     """
     return run_repeatable(
-        JOB,
-        config,
-        resume=resume,
-        dry_run=dry_run,
-        read=SweepInputs.read,
-        plan=_plan,
-        work=_sweep,
-        shape_on=_trials_on,
+        JOB, config, resume=resume, dry_run=dry_run, read=SweepInputs.read, plan=_plan, work=_sweep, shape_on=_trials_on
     )
 
 

@@ -30,13 +30,7 @@ class TrialWatch(NotKept, ray.tune.Callback):
         search: none for trials that only confirm.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        log: RunLog,
-        progress: SweepProgress,
-        search: StudySearch | None = None,
-    ) -> None:
+    def __init__(self, folder: Path, log: RunLog, progress: SweepProgress, search: StudySearch | None = None) -> None:
         self._folder, self._log, self._progress, self._search = folder, log, progress, search
         self._logs: dict[str, RunLog] = {}
 

@@ -23,12 +23,7 @@ def registered_name(base_model: str) -> str:
 
 
 def log_and_register(
-    client: MlflowClient,
-    run_id: str,
-    embedding: Path,
-    base_model: str,
-    metadata: Mapping[str, str],
-    step: int,
+    client: MlflowClient, run_id: str, embedding: Path, base_model: str, metadata: Mapping[str, str], step: int
 ) -> None:
     """Store an embedding file with the code that hands it out, and register it as a new version.
 
@@ -41,11 +36,7 @@ def log_and_register(
     run = client.get_run(run_id)
     tags = {key: value[:5000] for key, value in metadata.items()}
     logged = client.create_logged_model(
-        run.info.experiment_id,
-        name="negative_embedding",
-        source_run_id=run_id,
-        tags=tags,
-        params=run.data.params,
+        run.info.experiment_id, name="negative_embedding", source_run_id=run_id, tags=tags, params=run.data.params
     )
     description = Model(
         artifact_path=logged.artifact_location,

@@ -221,12 +221,7 @@ class RunLog:
     def _serve_other_machine(self) -> None:
         """A copy on a machine that does not see the opener's folder has to send its own files."""
         if self._courier is None and self.run_id is not None and not (self.output_dir / journal.STATE).exists():
-            state = {
-                "run_id": self.run_id,
-                "tracking_uri": masked(self.uri),
-                "params": {},
-                "sent": {"params": True},
-            }
+            state = {"run_id": self.run_id, "tracking_uri": masked(self.uri), "params": {}, "sent": {"params": True}}
             journal.write_json(self.output_dir / journal.STATE, state)
             from renege_ray.cluster.tracking.delivery import Courier, Delivery  # MLflow, where it is needed after all
 

@@ -31,12 +31,7 @@ logger = logging.getLogger("renege_ray.tracking")
 
 
 def open_run(
-    output_dir: Path,
-    *,
-    job: str,
-    experiment: str,
-    params: Mapping[str, Any],
-    tracking_uri: str | None = None,
+    output_dir: Path, *, job: str, experiment: str, params: Mapping[str, Any], tracking_uri: str | None = None
 ) -> RunLog:
     """Open the run of an output folder: in the driver, before any worker starts (it creates the store).
 

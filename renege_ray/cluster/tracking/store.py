@@ -29,11 +29,7 @@ PROBE_SECONDS = 3.0
 _KIND_OF_EXPERIMENT = {"mlflow.experimentKind": "custom_model_development"}
 
 # MLflow tells its progress at INFO, urllib3 every retry at WARNING. Errors come as exceptions, or above this.
-for _logger_name, _level in {
-    "mlflow": "WARNING",
-    "alembic": "WARNING",
-    "urllib3.connectionpool": "ERROR",
-}.items():
+for _logger_name, _level in {"mlflow": "WARNING", "alembic": "WARNING", "urllib3.connectionpool": "ERROR"}.items():
     logging.getLogger(_logger_name).setLevel(_level)
 
 

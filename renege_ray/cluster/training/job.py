@@ -64,12 +64,7 @@ def _train(config: RunConfig, inputs: Inputs, shape: WorkerShape, log: RunLog) -
     store = CheckpointStore(checkpoint_root(config.output_dir, config.cluster.storage_path))
     attempt = store.next_attempt()
     job = TrainJob(
-        config=config,
-        prompts=inputs.prompts,
-        initial=inputs.initial,
-        root=store.root,
-        threads=shape.threads,
-        log=log,
+        config=config, prompts=inputs.prompts, initial=inputs.initial, root=store.root, threads=shape.threads, log=log
     )
     mailbox = Mailbox()
     request = StopRequest()

@@ -102,10 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="analysis", metavar="|".join(_ANALYSES))
     for name, analysis in _ANALYSES.items():
         command = commands.add_parser(
-            name,
-            help=analysis.about,
-            description=analysis.module.__doc__,
-            epilog=help_text("analyses"),
+            name, help=analysis.about, description=analysis.module.__doc__, epilog=help_text("analyses")
         )
         add = command.add_argument
         words = "an embedding file, or null, or handwritten"

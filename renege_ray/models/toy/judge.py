@@ -14,15 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from renege_ray.models.toy.scenes import (
-    MAX_JITTER,
-    Picture,
-    Scene,
-    all_scenes,
-    draw_scenes,
-    possible_defects,
-    spoil,
-)
+from renege_ray.models.toy.scenes import MAX_JITTER, Picture, Scene, all_scenes, draw_scenes, possible_defects, spoil
 
 FINALISTS = 16
 _SHIFTS = range(-MAX_JITTER, MAX_JITTER + 1)

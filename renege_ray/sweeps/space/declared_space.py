@@ -6,15 +6,7 @@ from typing import Any
 from renege_ray.config.faults import fields, unknown_field
 from renege_ray.config.fingerprint import has_effect
 from renege_ray.config.run import RunConfig
-from renege_ray.sweeps.space.parameters import (
-    HANDWRITTEN,
-    PARAMETER,
-    Parameter,
-    Setting,
-    StepRange,
-    Values,
-    Words,
-)
+from renege_ray.sweeps.space.parameters import HANDWRITTEN, PARAMETER, Parameter, Setting, StepRange, Values, Words
 from renege_ray.sweeps.space.place import Place, validated
 from renege_ray.sweeps.space.space import Drawing
 

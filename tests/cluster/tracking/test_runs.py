@@ -95,10 +95,7 @@ def run_everything(output_dir: Path, uri: str) -> tuple[RunLog, NegativeEmbeddin
         embedding = write_embedding(output_dir / "embedding.safetensors")
         metadata = {"reward": "toy", "text_encoder_hash": "abc", "guidance_scale": None}
         log.register_embedding(output_dir / "embedding.safetensors", "toy", metadata, step=5)
-        log.finish(
-            artifacts={"embedding": output_dir / "embedding.safetensors"},
-            metrics={"eval/global/toy/mean": 1.5},
-        )
+        log.finish(artifacts={"embedding": output_dir / "embedding.safetensors"}, metrics={"eval/global/toy/mean": 1.5})
     return log, embedding
 
 
@@ -341,10 +338,7 @@ def test_metrics_arrive_while_the_run_goes_on(database: str, tmp_path: Path) -> 
 
 
 def test_a_failing_job_is_shown_as_failed(database: str, tmp_path: Path) -> None:
-    for error, status, shown in (
-        (RuntimeError(), "failed", "FAILED"),
-        (KeyboardInterrupt(), "interrupted", "KILLED"),
-    ):
+    for error, status, shown in ((RuntimeError(), "failed", "FAILED"), (KeyboardInterrupt(), "interrupted", "KILLED")):
         with pytest.raises(type(error)), start(tmp_path / status, database) as log:
             raise error
         assert journal.read_json(tmp_path / status / "summary.json")["status"] == status
@@ -410,10 +404,7 @@ def server_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.server
 def test_a_run_on_a_real_server(
-    server_folder: Path,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-    capfd: pytest.CaptureFixture[str],
+    server_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Everything is read back; then it is killed in the middle of a run, which goes on and is sent later."""
     port = free_port()

@@ -11,14 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from renege_ray.models.toy.architecture import build_vae
-from renege_ray.models.toy.scenes import (
-    Picture,
-    draw,
-    possible_defects,
-    random_defects,
-    random_offset,
-    scenes_of,
-)
+from renege_ray.models.toy.scenes import Picture, draw, possible_defects, random_defects, random_offset, scenes_of
 from renege_ray.models.toy.train.loop import Recipe, fit
 
 RECIPE = Recipe(steps=2600, batch_size=24, learning_rate=1.5e-3, weight_decay=0.0)
