@@ -98,7 +98,7 @@ def _read(path: Path) -> tuple[Tensor, Tensor | None]:
             tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 (it is no dict)
     except (SafetensorError, OSError) as error:
         raise ValueError(
-            f"negative embedding {path.name}: is no whole safetensors file ({error}); `python -m renege_ray.embedding "
+            f"negative embedding {path.name}: is no whole safetensors file ({error}); `renege-ray embedding "
             "convert` makes one of a .bin or .pt"
         ) from error
     unknown = sorted(set(tensors) - {EMBEDS, POOLED, MASK})
