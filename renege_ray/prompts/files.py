@@ -37,10 +37,10 @@ class PromptTable:
 
 
 class _Row(NamedTuple):
-    """number: of the line, item or row, from 1. prompt, category: what stands there, which may be no text."""
-
     number: int
+    """Of the line, item or row, from 1."""
     prompt: Any
+    """What stands there, which may be no text."""
     category: Any = None
 
 
@@ -50,9 +50,8 @@ class _Columns(NamedTuple):
 
 
 class _Rows(NamedTuple):
-    """columns: None where there are none."""
-
     columns: _Columns | None
+    """None where there are none."""
     rows: Iterable[_Row]
 
 

@@ -11,15 +11,14 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class SeedComparison:
-    """The best setting against the preset's own, trained on the same fresh seeds and judged on held-out prompts.
-
-    best, default: the first objective, a number for each seed. maximise: whether more is better.
-    """
+    """The best setting against the preset's own, trained on the same fresh seeds and judged on held-out prompts."""
 
     metric: str
     best: tuple[float, ...]
+    """The first objective, a number for each seed, as `default`."""
     default: tuple[float, ...]
     maximise: bool = True
+    """Whether more is better."""
 
     def differences(self) -> list[float]:
         """Best minus default, a number for each seed; the same seed has the same prompts and noise under both."""

@@ -27,26 +27,28 @@ class TrialError(RuntimeError):
 
 @dataclass(frozen=True)
 class TrialReport:
-    """What a trial tells at a validation, and once more in the end.
-
-    step: updates so far. values: the objectives, of the embedding that the trial would leave now (its best by training
-        reward on the validation pairs).
-    curves: (step, {name: number}) of all steps since the last report. picture: a PNG of the validation images.
-    status: "" while it goes on; in the end "finished", "stopped early" (by the held-out rewards) or "failed".
-    reason: why it failed. seconds, load_seconds: of computing in this process so far, and before it of loading models.
-    metrics: figures of the whole trial. facts: `ModelFacts.plain()`, in the end.
-    """
+    """What a trial tells at a validation, and once more in the end."""
 
     step: int
+    """Updates so far."""
     values: tuple[float, ...]
+    """The objectives, of what the trial would leave now: its best by training reward on the validation pairs."""
     curves: tuple[tuple[int, dict[str, float]], ...] = ()
+    """(step, {name: number}) of all steps since the last report."""
     picture: bytes | None = None
+    """A PNG of the validation images."""
     status: str = ""
+    """Nothing while it goes on; in the end "finished", "stopped early" (by the held-out rewards) or "failed"."""
     reason: str = ""
+    """Why it failed."""
     seconds: float = 0.0
+    """Of computing in this process so far."""
     load_seconds: float = 0.0
+    """Of loading models before it."""
     metrics: dict[str, float] = field(default_factory=dict)
+    """Figures of the whole trial."""
     facts: dict[str, Any] = field(default_factory=dict)
+    """`ModelFacts.plain()`, in the end."""
 
 
 @dataclass(frozen=True)

@@ -31,21 +31,20 @@ _LONGEST_REASON = 60
 
 @dataclass(frozen=True)
 class TrialRow:
-    """One trial on the leaderboard.
-
-    state: "finished", "stopped early", "failed" or "running". values: of the objectives; a trial that was stopped
-    early has the best that it had reached. settings: {dotted name: value} of what was drawn. best: on the Pareto front,
-    or the best one of a single objective.
-    """
+    """One trial on the leaderboard."""
 
     number: int
     state: str
+    """One of "finished", "stopped early", "failed" or "running"."""
     values: tuple[float, ...]
+    """Of the objectives; a trial that was stopped early has the best that it had reached."""
     settings: Mapping[str, Any]
+    """{dotted name: value} of what was drawn."""
     steps: int
     seconds: float
     reason: str = ""
     best: bool = False
+    """On the Pareto front, or the best one of a single objective."""
 
 
 def write_sweep_report(study: optuna.Study, space: SearchSpace, base: RunConfig, folder: Path) -> dict[str, Path]:

@@ -26,13 +26,12 @@ FIRST_FRESH_SEED = 1000  # above the sweep's own
 
 @dataclass(frozen=True)
 class Confirmation:
-    """The trainings of the best setting and of the preset's own on fresh seeds: {seed: (best, default)}.
-
-    metric: what is compared, by its name on held-out pairs. Empty where there is nothing to confirm: it was turned off,
-    or the best setting is the preset's own.
-    """
+    """The trainings of the best setting and of the preset's own on fresh seeds: {seed: (best, default)}."""
 
     metric: str
+    """What is compared, by its name on held-out pairs. Empty where there is nothing to confirm: it was turned off, or
+    the best setting is the preset's own.
+    """
     maximise: bool
     pairs: Mapping[int, tuple[TrialTask, TrialTask]]
     same: bool

@@ -52,16 +52,15 @@ def objective_key(place: int) -> str:
 
 @dataclass(frozen=True)
 class SweepJob:
-    """What all trials of a sweep share; it travels to machines that may not see the driver's files.
-
-    base: the configuration that `inputs` were read for. root: the folder or URI that trials keep checkpoints below.
-    objectives: names of metrics.
-    """
+    """What all trials of a sweep share; it travels to machines that may not see the driver's files."""
 
     base: RunConfig
+    """The configuration that `inputs` were read for."""
     inputs: Inputs
     root: str
+    """The folder or URI that trials keep checkpoints below."""
     objectives: tuple[str, ...]
+    """Names of metrics."""
     shape: TrialShape
 
     def inputs_of(self, config: RunConfig) -> Inputs:

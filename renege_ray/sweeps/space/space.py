@@ -29,18 +29,16 @@ class Objective(Described):
 
 @dataclass(frozen=True)
 class SchedulerConfig:
-    """Which trials are stopped early.
-
-    name: "asha" (successive halving), "median" (stops what is below the median of the others), or "none".
-    grace: updates that every trial makes.
-    reduction_factor: of ASHA: one of so many trials goes on at each rung.
-    min_trials: of the median: trials that there have to be to compare with.
-    """
+    """Which trials are stopped early."""
 
     name: str
+    """One of "asha" (successive halving), "median" (stops what is below the median of the others), "none"."""
     grace: int = 1
+    """Updates that every trial makes."""
     reduction_factor: int = 3
+    """Of ASHA: one of so many trials goes on at each rung."""
     min_trials: int = 3
+    """Of the median: trials that there have to be to compare with."""
 
 
 class Drawing(ABC):
@@ -77,17 +75,7 @@ class Drawing(ABC):
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """Read by `read_search_space`, for a certain preset.
-
-    overrides: {dotted field: value} that all trials have.
-    budget_hours: no trial begins after so many; None is no limit.
-    most_updates: the most updates (`optim.steps`) of any trial.
-    notes: what the user should know of it.
-    fixed: {dotted name: value} of preset and overrides.
-    samples_factor: a trial learns from so many times the preset's samples at most; None is no limit.
-    preset_samples: updates times batch size of the preset.
-    wanted_points: {dotted name: value} of further first points.
-    """
+    """Read by `read_search_space`, for a certain preset."""
 
     name: str
     source: Path
@@ -96,14 +84,22 @@ class SearchSpace:
     scheduler: SchedulerConfig
     trials: int
     overrides: Mapping[str, Any]
+    """{dotted field: value} that all trials have."""
     drawing: Drawing = field(repr=False)
     fixed: Values = field(repr=False)
+    """{dotted name: value} of preset and overrides."""
     budget_hours: float | None = None
+    """No trial begins after so many; None is no limit."""
     most_updates: int = 0
+    """The most updates (`optim.steps`) of any trial."""
     samples_factor: float | None = None
+    """A trial learns from so many times the preset's samples at most; None is no limit."""
     preset_samples: int = 0
+    """Updates times batch size of the preset."""
     wanted_points: tuple[Values, ...] = ()
+    """{dotted name: value} of further first points."""
     notes: tuple[str, ...] = ()
+    """What the user should know of it."""
 
     @property
     def parameters(self) -> dict[str, str]:
