@@ -1,6 +1,5 @@
 """The command `renege-ray` (also `python -m renege_ray`): everything that there is to do, and where to begin."""
 
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
@@ -16,7 +15,7 @@ _JOBS = {
     "tune_prompts": "renege_ray.cluster.pipelines.tuning_job",
     "sweep": "renege_ray.cluster.sweep.job",
     "evaluate": "renege_ray.cluster.pipelines.evaluation_job",
-}
+}  # each has a `run`
 _COMMANDS = {
     "embedding": "renege_ray.embeddings.command",
     "rewards": "renege_ray.rewards.command",
@@ -24,7 +23,7 @@ _COMMANDS = {
     "toy": "renege_ray.models.toy.command",
     "tracking": "renege_ray.cluster.tracking.command",
     "vbench": "renege_ray.evaluation.vbench",
-}
+}  # each has a `main`
 
 
 def run_on_ray(job: str, argv: Sequence[str]) -> int:
@@ -34,19 +33,9 @@ def run_on_ray(job: str, argv: Sequence[str]) -> int:
     return int(run(invocation.config, resume=invocation.resume, dry_run=invocation.dry_run))
 
 
-def train_global(argv: Sequence[str]) -> int:
-    """`renege-ray train-global`, `jobs/train_global.py`."""
-    return run_on_ray("train_global", argv)
-
-
-def tune_prompts(argv: Sequence[str]) -> int:
-    """`renege-ray tune-prompts`, `jobs/tune_prompts.py`."""
-    return run_on_ray("tune_prompts", argv)
-
-
-def sweep(argv: Sequence[str]) -> int:
-    """`renege-ray sweep`, `jobs/sweep.py`."""
-    return run_on_ray("sweep", argv)
+train_global = partial(run_on_ray, "train_global")  # these, `evaluate` and `generate` are what jobs/*.py call
+tune_prompts = partial(run_on_ray, "tune_prompts")
+sweep = partial(run_on_ray, "sweep")
 
 
 def evaluate(argv: Sequence[str]) -> int:
@@ -96,7 +85,7 @@ def main(argv: Sequence[str]) -> int:
 
 def entry() -> Never:
     """What the installed command calls."""
-    run_job(main, sys.argv[1:])
+    run_job(main)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def gradient_cost(config: RunConfig) -> Cost:
         for group in range(optim.timestep_groups)
     )
     gradients = optim.steps * optim.batch_size * optim.gradients_per_rollout
-    return Cost(2 * rollouts + 2 * gradients, gradients, gradients, gradients, gradients)
+    return Cost(2 * rollouts + 2 * gradients, *[gradients] * 4)
 
 
 def evaluation_cost(config: RunConfig, images: int) -> Cost:
@@ -67,17 +67,15 @@ def describe_plan(config: RunConfig, notes: Sequence[str], problems: Sequence[Us
     }
     total = sum(parts.values(), Cost(0, 0, 0, 0, 0))
     lines = [
-        f"model {config.model.id}, rewards {config.rewards.train}, "
-        f"held out {', '.join(config.rewards.held_out) or 'none'}",
+        _model_and_rewards(config),
         f"{config.optim.steps} updates of {config.optim.batch_size} samples on {config.cluster.num_workers} worker(s)",
         f"results in {config.output_dir}",
         *notes,
         *(f"{name}: {_counts(cost)}" for name, cost in parts.items()),
         f"in all: {_counts(total)}",
-        not_ready(problems) or _estimate(config, total),
-        "dry run: nothing was started",
+        *_end(config, total, problems),
     ]
-    return "\n".join(line for line in lines if line)
+    return "\n".join(lines)
 
 
 def not_ready(problems: Sequence[UserError]) -> str:
@@ -122,8 +120,7 @@ def describe_sweep_plan(
         *notes,
         f"one trial: {_counts(one)}",
         f"in all, if no trial is stopped: {_counts(total)}",
-        _estimate(trial, total),
-        "dry run: nothing was started",
+        *_end(trial, total),
     ]
     return "\n".join(line for line in lines if line)
 
@@ -134,9 +131,7 @@ def tuning_cost(config: RunConfig, prompts: int) -> Cost:
     seeds = tuning.tune_seeds + tuning.eval_seeds
     generated = (tuning.steps + 1) * tuning.tune_seeds + 2 * seeds + 2 * tuning.eval_seeds
     gradients = prompts * tuning.steps * tuning.tune_seeds * tuning.gradients_per_rollout
-    return evaluation_cost(config, prompts * generated) + Cost(
-        2 * gradients, gradients, gradients, gradients, gradients
-    )
+    return evaluation_cost(config, prompts * generated) + Cost(2 * gradients, *[gradients] * 4)
 
 
 def describe_tuning_plan(config: RunConfig, prompts: int, notes: Sequence[str]) -> str:
@@ -144,17 +139,15 @@ def describe_tuning_plan(config: RunConfig, prompts: int, notes: Sequence[str]) 
     tuning = config.tuning
     total = tuning_cost(config, prompts)
     lines = [
-        f"model {config.model.id}, rewards {config.rewards.train}, "
-        f"held out {', '.join(config.rewards.held_out) or 'none'}",
+        _model_and_rewards(config),
         f"{prompts} prompts from {tuning.prompts}, starting from {tuning.init}; at most {tuning.steps} updates each, "
         f"on {tuning.tune_seeds} images, compared on {tuning.eval_seeds} more",
         f"{config.cluster.num_workers} worker(s) of {tuning.slots} slots; results in {config.output_dir}",
         *notes,
         f"at most: {_counts(total)}",
-        _estimate(config, total),
-        "dry run: nothing was started",
+        *_end(config, total),
     ]
-    return "\n".join(line for line in lines if line)
+    return "\n".join(lines)
 
 
 def describe_evaluation_plan(config: RunConfig, prompts: int, images: int, notes: Sequence[str]) -> str:
@@ -168,10 +161,18 @@ def describe_evaluation_plan(config: RunConfig, prompts: int, images: int, notes
         *notes,
         f"{config.cluster.num_workers} worker(s); results in {config.output_dir}",
         _counts(total),
-        _estimate(config, total),
-        "dry run: nothing was started",
+        *_end(config, total),
     ]
-    return "\n".join(line for line in lines if line)
+    return "\n".join(lines)
+
+
+def _model_and_rewards(config: RunConfig) -> str:
+    held_out = ", ".join(config.rewards.held_out) or "none"
+    return f"model {config.model.id}, rewards {config.rewards.train}, held out {held_out}"
+
+
+def _end(config: RunConfig, total: Cost, problems: Sequence[UserError] = ()) -> list[str]:
+    return [not_ready(problems) or _estimate(config, total), "dry run: nothing was started"]
 
 
 def _counts(cost: Cost) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from renege_ray.config.yaml_files import read_yaml
 from renege_ray.errors import UserError
 from renege_ray.models.loading.user_errors import user_errors
 from renege_ray.prompts.files import PromptTable, read_prompt_file
@@ -54,50 +55,9 @@ class PublishedSet:
     """A file with another SHA-256 is refused; otherwise that is only said."""
 
 
-def _hpsv2(style: str, sha256: str) -> RemoteFile:
-    revision = "260dbde75ab1c68e86d32a8e7739f1b49b100578"
-    return RemoteFile("Hub", "zhwang/HPDv2", revision, f"benchmark/{style}.json", sha256, 800, category=style)
-
-
 SETS = {
-    "imagereward-10k": PublishedSet(
-        (
-            RemoteFile(
-                "GitHub",
-                "THUDM/ImageReward",
-                "c1392c6dd0fd6ecd6d416c96959ab744a6d0a8fb",
-                "data/refl_data.json",
-                "47cc5f5c0faa36167c5bd10cdc3aee0b1072147b44d3ae18f77bd98f377ecbb8",
-                10_000,
-                "text",
-            ),
-        )
-    ),
-    "parti": PublishedSet(
-        (
-            RemoteFile(
-                "GitHub",
-                "google-research/parti",
-                "5a657978134374ce28973948331b319adef164bd",
-                "PartiPrompts.tsv",
-                "fab29e41bb512a169b56acab4cf2a41dcb675e285df2efcde6640c7dd3c440eb",
-                1_632,
-                "Prompt",
-            ),
-        )
-    ),
-    # The hashes of these four are not from the files themselves, which could not be had where this was written: another
-    # project publishes them, and its sizes agree with the Hub's listing. So a difference is told and not refused; what
-    # is checked strictly is the number of prompts.
-    "hpsv2": PublishedSet(
-        (
-            _hpsv2("anime", "6b38a479cc6f899866e9b7a8bf91f096b4afc6883b95275a61891327182b14ae"),
-            _hpsv2("concept-art", "530d057deafcb82c581e9d1be2ffcb98828fe99f0b54257414d2ab8a5cf2b83e"),
-            _hpsv2("paintings", "6570d39467e08b24b64e5b8a4177b0f61c525631121dc5a91fe2ab956eab4d5f"),
-            _hpsv2("photo", "92a3c9a0f743f66eb87bd112cdda830d6bdb4c073c86021d53b74001fcb18052"),
-        ),
-        exact=False,
-    ),
+    name: PublishedSet(tuple(RemoteFile(**file) for file in facts["files"]), facts.get("exact", True))
+    for name, facts in read_yaml(Path(__file__).with_suffix(".yaml")).items()
 }
 
 

@@ -76,9 +76,7 @@ def main(argv: Sequence[str], say: Callable[[str], None] = print) -> None:
         say(str(path))
 
 
-def _write(
-    config: RunConfig, folder: Path, name: str, findings: Findings, started: float
-) -> tuple[str, list[Path]]:  # fmt: skip
+def _write(config: RunConfig, folder: Path, name: str, findings: Findings, started: float) -> tuple[str, list[Path]]:
     """Write everything; the summary is the last. Returns the table of results and the pictures' paths."""
     table = f"{findings.words}\n\n{text_table(findings.header, findings.rows)}\n"
     file = name.replace("-", "_")
