@@ -40,5 +40,5 @@ def test_the_family_and_its_denoiser_are_known_without_weights(described: str, t
 def test_a_folder_without_the_denoisers_configuration(tmp_path: Path) -> None:
     build_tiny_pipeline().save_pretrained(tmp_path)
     (tmp_path / "unet" / "config.json").unlink()
-    with pytest.raises(UserError, match=r"configuration files cannot be read.*unet/config\.json"):
+    with pytest.raises(UserError, match=r"its configuration cannot be read.*unet/config\.json"):
         describe_plan(config_of(tmp_path), ())
