@@ -123,7 +123,7 @@ class SweepConfig(Section):
     scheduler: Literal["auto", "asha", "median", "none"] = Field(
         "auto",
         description="which trials are stopped early, by their validations: asha (all but the best 1 / "
-        "reduction_factor at each rung), median (those below the median of the others), none; auto: as the space says",
+        "reduction_factor at each rung), median (those below that of finished ones), none; auto: as the space says",
     )
     workers_per_trial: Count = Field(
         1, description="data-parallel workers of a trial; with 1 it trains in its own process, which starts at once"

@@ -32,7 +32,7 @@ class SchedulerConfig:
     """Which trials are stopped early."""
 
     name: str
-    """One of "asha" (successive halving), "median" (stops what is below the median of the others), "none"."""
+    """One of "asha" (successive halving), "median" (stops what is below the median of the finished ones), "none"."""
     grace: int = 1
     """Updates that every trial makes."""
     reduction_factor: int = 3
