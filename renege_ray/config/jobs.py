@@ -110,7 +110,7 @@ class SweepConfig(Section):
     """A search for better settings: each trial is a whole global training, judged on the validation prompts.
 
     A space (search_spaces/*.yaml, or a Python file with `space(trial)`) says what is varied, between which limits, and
-    what is aimed at; its head and CONTRIBUTING say how to write one. The preset's own settings are always trial 0.
+    what is aimed at; its head and docs/sweeps.md say how to write one. The preset's own settings are always trial 0.
     """
 
     space: Name = Field("paper", description="a file of search_spaces by name, or a path to a .yaml or .py file")

@@ -2,7 +2,7 @@
 
 There are two: `toy`, and `toy2`, whose UNet was trained on from the first one's, with the same text encoder and
 autoencoder. What is learned with the one can be tried on the other. How they were trained and how good they are:
-`MODEL_CARD.md` beside this file. `python -m renege_ray.models.toy export DIR` writes one as a folder for diffusers.
+`MODEL_CARD.md` beside this file. `renege-ray toy export DIR` writes one as a folder for diffusers.
 """
 
 from collections.abc import Mapping

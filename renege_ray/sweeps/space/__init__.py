@@ -1,7 +1,7 @@
 """Search spaces: which settings a sweep varies, how it draws them, and what it judges by.
 
 A space is a YAML file, or a Python file with `space(trial)` where one setting decides which others there are; both are
-described in CONTRIBUTING.md. This package knows neither Ray nor Optuna: whatever has `suggest_float`, `suggest_int`,
+described in docs/sweeps.md. This package knows neither Ray nor Optuna: whatever has `suggest_float`, `suggest_int`,
 `suggest_categorical` and `params` is a trial.
 """
 
