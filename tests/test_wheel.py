@@ -37,16 +37,11 @@ def bin_folder(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return env / "bin"
 
 
-def run(bin_folder: Path, folder: Path, *argv: str) -> str:
+def run(bin_folder: Path, folder: Path, program: str, *argv: str) -> str:
+    """What a program of the environment prints, without what leads to the checkout."""
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    done = subprocess.run(
-        [str(bin_folder / "renege-ray"), *argv],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [str(bin_folder / program), *argv]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
 
@@ -71,19 +66,20 @@ def test_what_is_in_it(wheel: Path) -> None:
 
 @pytest.mark.ray
 def test_train_sweep_and_evaluate_in_an_empty_folder(bin_folder: Path, tmp_path: Path) -> None:
-    where = [str(bin_folder / "python"), "-c", "import renege_ray; print(renege_ray.__file__)"]
-    imported = subprocess.run(where, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    imported = run(bin_folder, tmp_path, "python", "-c", "import renege_ray; print(renege_ray.__file__)")
     assert imported.startswith(str(bin_folder.parent)), "the wheel's, not the checkout's"
 
-    run(bin_folder, tmp_path, "train-global", "--optim.steps", "5", *SMALL, "--output-dir", "trained")
+    run(bin_folder, tmp_path, "renege-ray", "train-global", "--optim.steps", "5", *SMALL, "--output-dir", "trained")
     embedding = "trained/negative_embedding.safetensors"
     assert summary(tmp_path / "trained")["status"] == "finished" and (tmp_path / embedding).is_file()
 
     few = ["--trials", "2", "--confirm-seeds", "0", "--optim.steps", "4", "--output-dir", "swept"]
-    run(bin_folder, tmp_path, "sweep", *few, *SMALL)
+    run(bin_folder, tmp_path, "renege-ray", "sweep", *few, *SMALL)
     assert summary(tmp_path / "swept")["status"] == "finished" and (tmp_path / "swept/best_config.yaml").is_file()
 
     methods = ["--method", "null", "--method", f"global={embedding}"]
-    said = run(bin_folder, tmp_path, "evaluate", *methods, "--num-prompts", "4", "--output-dir", "compared")
+    said = run(
+        bin_folder, tmp_path, "renege-ray", "evaluate", *methods, "--num-prompts", "4", "--output-dir", "compared"
+    )
     assert "report.html" in said and (tmp_path / "compared/report.html").is_file()
     assert {path.name for path in tmp_path.iterdir()} >= {"trained", "swept", "compared", "mlflow.db"}
