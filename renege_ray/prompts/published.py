@@ -4,7 +4,6 @@ A set is read from a local copy, from the cache of an earlier download, or from 
 """
 
 import hashlib
-import os
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Literal
 from renege_ray.config.yaml_files import read_yaml
 from renege_ray.errors import UserError
 from renege_ray.models.loading.user_errors import user_errors
+from renege_ray.output.whole_files import whole_file
 from renege_ray.prompts.files import PromptTable, read_prompt_file
 
 GITHUB = "https://raw.githubusercontent.com"
@@ -168,9 +168,8 @@ def _from_github(file: RemoteFile) -> Path:
         data = response.read()
     if hashlib.sha256(data).hexdigest() != file.sha256:  # a proxy's page, say: it would stay in the cache
         raise ConnectionError(f"{url} gave something else")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        temporary.write_bytes(data)
     return path
 
 
