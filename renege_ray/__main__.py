@@ -8,6 +8,7 @@ from typing import Never
 from renege_ray.config.argument_parser import check_command, help_text
 from renege_ray.config.cli import from_args, run_job
 from renege_ray.errors import UserError
+from renege_ray.output.console import say
 from renege_ray.version import __version__
 
 _JOBS = {
@@ -49,7 +50,7 @@ def generate(argv: Sequence[str]) -> int:
     """`renege-ray generate`, `jobs/generate.py`; the last line is the path of what to look at."""
     from renege_ray.evaluation import generate as use_case  # imports torch
 
-    print(use_case.generate(use_case.parse_request(argv))[-1])
+    say(str(use_case.generate(use_case.parse_request(argv))[-1]))
     return 0
 
 
@@ -72,9 +73,9 @@ def main(argv: Sequence[str]) -> int:
     """Run the command that the first word names. Returns the exit code; raises UserError for bad input."""
     name = argv[0] if argv else "--help"
     if name == "--version":
-        print(__version__)
+        say(__version__)
     elif name in ("--help", "-h"):
-        print(help_text("renege_ray"), end="")
+        say(help_text("renege_ray").rstrip())
     else:
         check_command(name, list(PROGRAMS), "renege-ray")
         if name not in PROGRAMS:

@@ -10,6 +10,7 @@ from renege_ray.cluster.session.resources import Node, WorkerShape, worker_shape
 from renege_ray.cluster.tracking import journal
 from renege_ray.cluster.tracking.runs import RunLog, open_run, resolve_uri
 from renege_ray.config.run import RunConfig, to_mapping, write_config
+from renege_ray.output.console import say
 from renege_ray.output.folder import CONFIG_FILE, check_output_dir, make_output_dir
 from renege_ray.training.inputs import find_model_problems, first_problem
 
@@ -30,7 +31,7 @@ Shape = TypeVar("Shape")
 def check_for_models(config: RunConfig) -> None:
     """Print all that is missing of models and rewards, and raise UserError for it."""
     if problems := find_model_problems(config):
-        print(not_ready(problems))
+        say(not_ready(problems))
         raise first_problem(problems)
 
 
@@ -74,10 +75,10 @@ def run_repeatable(
     if session.uses_own_cluster():
         shape_on(config, [session.this_machine()], False)
     if dry_run:
-        print(plan(config, inputs))
+        say(plan(config, inputs))
         return 0
     for note in (*inputs.notes, *session.notes_on(config.output_dir)):
-        print(note, flush=True)
+        say(note)
     with session.shaped_session(config.cluster, partial(shape_on, config)) as shape:
         make_output_dir(config.output_dir, resume=resume)
         write_config(config, config.output_dir)

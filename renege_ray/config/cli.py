@@ -28,6 +28,7 @@ from renege_ray.config.run import (
 )
 from renege_ray.config.yaml_files import parse_yaml
 from renege_ray.errors import UserError
+from renege_ray.output.console import leave_console, prepare_console, say
 from renege_ray.output.folder import CONFIG_FILE, check_output_dir
 
 DEFAULT_PRESET = "toy"
@@ -114,16 +115,18 @@ def run_job(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | N
 
     Bad input is one line on stderr and exit code 2; Ctrl-C is one line and 130. A bug keeps its traceback.
     """
+    prepare_console()
     # What transformers has to say of image processors that nothing here uses would drown the job's own lines.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         code = main(sys.argv[1:] if argv is None else argv) or 0
     except UserError as error:
-        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        say(f"error: {' '.join(str(error).splitlines())}", error=True)
         code = 2
     except KeyboardInterrupt:
-        print("interrupted; --resume OUTPUT_DIR goes on from the last checkpoint, if there is one", file=sys.stderr)
+        say("interrupted; --resume OUTPUT_DIR goes on from the last checkpoint, if there is one", error=True)
         code = 130
+    leave_console()
     sys.exit(code)
 
 

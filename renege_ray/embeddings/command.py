@@ -8,6 +8,7 @@ from pathlib import Path
 from renege_ray.config.argument_parser import ArgumentParser, help_text
 from renege_ray.config.sampling_flags import number
 from renege_ray.errors import UserError
+from renege_ray.output.console import say
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _DESCRIPTION = "Look into negative embeddings, convert them, publish them; check a table of tuned prompts."
@@ -72,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
 def _inspect(given: argparse.Namespace) -> None:
     from renege_ray.embeddings.inspect import describe  # imports torch
 
-    print("\n\n".join(describe(path) for path in given.files))
+    say("\n\n".join(describe(path) for path in given.files))
 
 
 def _convert(given: argparse.Namespace) -> None:
@@ -83,9 +84,9 @@ def _convert(given: argparse.Namespace) -> None:
     missing = convert(
         Conversion(given.source, given.target, metadata, given.text_encoder, given.dtype, force=given.force)
     )[1]
-    print(given.target)
+    say(given.target)
     if missing:
-        print(f"note: {missing}")
+        say(f"note: {missing}")
 
 
 def _export(given: argparse.Namespace) -> None:
@@ -95,17 +96,17 @@ def _export(given: argparse.Namespace) -> None:
         raise UserError(f"--push: {given.push!r} is no repository's name; give OWNER/NAME")
     content = prepare(given.source, base_model=given.base_model, licence=given.license, repository=given.push)
     if content.note:
-        print(f"note: {content.note}")
+        say(f"note: {content.note}")
     if given.dry_run:
-        print(f"would write to {given.hub}:", *content.files, sep="\n  ")
+        say("\n  ".join([f"would write to {given.hub}:", *content.files]))
         if given.push:
-            print(f"would upload these files to the model repository {given.push} of the Hub")
-        print(f"\n{content.card}")
+            say(f"would upload these files to the model repository {given.push} of the Hub")
+        say(f"\n{content.card}")
         return
     content.write(given.hub, force=given.force)
-    print(f"wrote to {given.hub}:", *content.files, sep="\n  ")
+    say("\n  ".join([f"wrote to {given.hub}:", *content.files]))
     if given.push:
-        print(push(given.hub, given.push, content.files, private=given.private))
+        say(push(given.hub, given.push, content.files, private=given.private))
 
 
 def _check(given: argparse.Namespace) -> int:
@@ -113,14 +114,14 @@ def _check(given: argparse.Namespace) -> int:
 
     if given.rows < 1:
         raise UserError(f"--rows: {given.rows} checks nothing; give a number from 1 up")
-    print("seeds  recorded  made again  difference  prompt")
+    say("seeds  recorded  made again  difference  prompt")
     differences = []
     for row in check_rows(given.folder, given.rows):
         differences.append(row.difference)
-        print(f"{row.split:5}  {row.recorded:8.4f}  {row.again:10.4f}  {row.difference:10.1e}  {row.prompt[:60]!r}")
+        say(f"{row.split:5}  {row.recorded:8.4f}  {row.again:10.4f}  {row.difference:10.1e}  {row.prompt[:60]!r}")
     passed = all(difference <= _CLOSE for difference in differences)  # NaN does not pass
     verdict = "met" if passed else "NOT met (a run in bfloat16 is off by its rounding: this is float32)"
-    print(f"largest difference {max(differences):.1e}; recorded rewards are {verdict} to {_CLOSE:g}")
+    say(f"largest difference {max(differences):.1e}; recorded rewards are {verdict} to {_CLOSE:g}")
     return 0 if passed else 1
 
 

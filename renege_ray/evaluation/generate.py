@@ -17,6 +17,7 @@ from renege_ray.embeddings.names import open_table
 from renege_ray.errors import UserError
 from renege_ray.models.base import TextToImage
 from renege_ray.models.load import check_model, identify_text_encoder, load_model
+from renege_ray.output.console import say
 from renege_ray.output.folder import make_output_dir, write_summary
 from renege_ray.output.pictures import image_grid, save_png, to_pil
 from renege_ray.rewards.video.frames import frames_of, middle_frame
@@ -79,7 +80,7 @@ def parse_request(argv: Sequence[str]) -> GenerateRequest:
     )
 
 
-def generate(request: GenerateRequest, say: Callable[[str], None] = print) -> list[Path]:
+def generate(request: GenerateRequest, say: Callable[[str], None] = say) -> list[Path]:
     """Write one PNG an image (animated for a video), a grid where there is more than one, and summary.json.
     Returns the files' paths.
 

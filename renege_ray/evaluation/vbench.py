@@ -15,6 +15,7 @@ from pathlib import Path
 
 from renege_ray.config.argument_parser import ArgumentParser
 from renege_ray.errors import UserError
+from renege_ray.output.console import say
 
 DIMENSIONS = (
     "aesthetic_quality",
@@ -106,4 +107,4 @@ def main(argv: Sequence[str]) -> None:
     given = parser.parse_args(list(argv))
     scores = vbench_scores(given.videos, given.dimension or PAPER, python=given.python, device=given.device)
     means = {name: sum(rows.values()) / len(rows) for name, rows in scores.items()}
-    print(json.dumps({"mean": means, "videos": scores}, indent=1))
+    say(json.dumps({"mean": means, "videos": scores}, indent=1))

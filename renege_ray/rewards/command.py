@@ -8,6 +8,7 @@ from typing import Any
 
 from renege_ray.config.argument_parser import ArgumentParser, help_text
 from renege_ray.errors import UserError, first_line
+from renege_ray.output.console import say
 from renege_ray.output.pictures import text_table
 from renege_ray.rewards.catalogue import REWARD_NAMES, REWARDS, SHORT_NAMES, check_names, full_name
 
@@ -15,7 +16,7 @@ from renege_ray.rewards.catalogue import REWARD_NAMES, REWARDS, SHORT_NAMES, che
 def main(argv: Sequence[str]) -> None:
     """Run a command. Raises UserError for anything wrong with the flags or the files."""
     arguments = _parser().parse_args(list(argv))
-    print(arguments.run(arguments))
+    say(arguments.run(arguments))
 
 
 def _parser() -> argparse.ArgumentParser:

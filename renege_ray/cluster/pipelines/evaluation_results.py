@@ -1,6 +1,5 @@
 """What a finished evaluation leaves for people: the table, the paper's tables, the report, the summary."""
 
-import sys
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +14,7 @@ from renege_ray.evaluation.inputs import EvaluationInputs, scores_of
 from renege_ray.evaluation.report.tables import digits_of
 from renege_ray.evaluation.report.write import write_report
 from renege_ray.evaluation.table import score_names, with_weighted_reward
+from renege_ray.output.console import say
 from renege_ray.output.folder import CONFIG_FILE, shown_path, write_text
 from renege_ray.output.image_statistics import ImageStatistics
 from renege_ray.output.numbers import number
@@ -70,15 +70,15 @@ def keep_results(
         artifacts={name: folder / file for name, file in artifacts.items()} | written,
         metrics=metrics,
     )
-    print(text)
+    say(text)
     if too_many:
         reason = table.loc[table["status"] == FAILED, "error"].iloc[0]
         allowed = config.evaluation.max_failed
-        print(f"{failed} images failed, and evaluation.max_failed is {allowed}; the first: {reason}", file=sys.stderr)
+        say(f"{failed} images failed, and evaluation.max_failed is {allowed}; the first: {reason}", error=True)
     if missing:
-        print(f"{missing} images have no row; the same command goes on with them", file=sys.stderr)
-    print(f"report: {shown_path(written['report'])}")
-    print(log.review(), flush=True)
+        say(f"{missing} images have no row; the same command goes on with them", error=True)
+    say(f"report: {shown_path(written['report'])}")
+    say(log.review())
     return int(bool(too_many or missing))
 
 

@@ -7,7 +7,6 @@ task of its own; a block that is large enough to keep an actor busy would be los
 """
 
 import logging
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from renege_ray.cluster.session.resources import WorkerShape
 from renege_ray.cluster.session.signals import StopRequest, run_until_stopped
 from renege_ray.cluster.tracking.runs import RunLog
 from renege_ray.errors import describe
+from renege_ray.output.console import say
 from renege_ray.output.parquet_folder import ParquetFolder
 from renege_ray.output.progress import duration
 
@@ -70,15 +70,15 @@ def run_pipeline(
     done = table.ids()
     missing = [item for item in items if item.id not in done]
     if len(missing) < len(items):
-        print(f"{len(items) - len(missing)} of {len(items)} {unit} have a row already", flush=True)
+        say(f"{len(items) - len(missing)} of {len(items)} {unit} have a row already")
     request, outcome = StopRequest(), Outcome()
     if missing:
         watch = Watch(table, job.session, progress, log, len(missing), unit, words)
         mailbox = Mailbox()  # where the driver asks to stop, and workers say why they failed
 
         def stop() -> None:
-            print("stopping; finished rows are kept (a second signal stops at once)", flush=True)
             mailbox.request_stop()
+            say("stopping; finished rows are kept (a second signal stops at once)")
 
         def compute() -> Outcome:
             return _compute(worker, job, mailbox, cut(missing), shape)
@@ -91,8 +91,8 @@ def run_pipeline(
     if request.signal is not None or outcome.error:
         log.finish("failed" if outcome.error else "interrupted")
         why = f"{work} failed: {outcome.error}" if outcome.error else "interrupted"
-        print(f"{why}; {progress.rows} rows are kept, go on by --resume {log.output_dir}", file=sys.stderr)
-        print(log.review(), flush=True)
+        say(f"{why}; {progress.rows} rows are kept, go on by --resume {log.output_dir}", error=True)
+        say(log.review())
         outcome.code = 1 if outcome.error else request.exit_code
     return outcome
 
@@ -206,4 +206,4 @@ class Watch:
         if now - self._last_line >= SECONDS_BETWEEN_LINES or done >= self._total:
             self._last_line = now
             count = f"{done:>{len(str(self._total))}}/{self._total} {self._unit}"
-            print(f"{count}  {self._words(metrics)}  {rate:.2f} {self._unit}/s  ETA {duration(left)}", flush=True)
+            say(f"{count}  {self._words(metrics)}  {rate:.2f} {self._unit}/s  ETA {duration(left)}")

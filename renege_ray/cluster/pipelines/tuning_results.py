@@ -1,6 +1,5 @@
 """What a finished tuning of prompts leaves for people: the table of results, figures, gallery, summary."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from renege_ray.config.run import RunConfig
 from renege_ray.embeddings.prompt_embeddings import PromptEmbeddings
 from renege_ray.method.embedding import as_stored
 from renege_ray.models.load import load_model
+from renege_ray.output.console import say
 from renege_ray.output.folder import CONFIG_FILE, shown_path
 from renege_ray.output.pictures import image_grid
 from renege_ray.rewards.video.frames import middle_frame
@@ -53,20 +53,20 @@ def keep_results(config: RunConfig, job: TuningJob, shape: WorkerShape, outcome:
     log.describe(results)
     too_many = report.failed > config.tuning.max_failed
     log.finish("failed" if too_many or missing else "finished", artifacts=artifacts, metrics=metrics)
-    print(results.read_text(encoding="utf-8"))
+    say(results.read_text(encoding="utf-8"))
     if too_many:
         reasons = dict.fromkeys(report["error"][report["status"] == "failed"])
-        print(
+        say(
             f"{report.failed} prompts failed, and tuning.max_failed is {config.tuning.max_failed}; "
             f"the first reason: {next(iter(reasons))}",
-            file=sys.stderr,
+            error=True,
         )
     if missing:
-        print(f"{missing} prompts have no row; the same command goes on with them", file=sys.stderr)
+        say(f"{missing} prompts have no row; the same command goes on with them", error=True)
     if "gallery" in artifacts:
-        print(f"best, median and worst: {shown_path(artifacts['gallery'])}")
-    print(f"embeddings: {shown_path(Path(table.path)) if folder in Path(table.path).parents else table.root}")
-    print(log.review(), flush=True)
+        say(f"best, median and worst: {shown_path(artifacts['gallery'])}")
+    say(f"embeddings: {shown_path(Path(table.path)) if folder in Path(table.path).parents else table.root}")
+    say(log.review())
     return int(bool(too_many or missing))
 
 

@@ -4,7 +4,6 @@ The study is the only memory of a sweep. A sweep that was killed finds there wha
 have reported, and goes on with a new Tuner: trials go on from their own checkpoints.
 """
 
-import sys
 import tempfile
 import time
 import uuid
@@ -31,6 +30,7 @@ from renege_ray.cluster.tracking.runs import RunLog
 from renege_ray.cluster.training.checkpoints import shared_folder
 from renege_ray.config.run import RunConfig, check_work_for_everybody
 from renege_ray.errors import UserError
+from renege_ray.output.console import say
 from renege_ray.sweeps.space import SearchSpace, read_search_space
 from renege_ray.sweeps.trial import TrialReport, thrifty
 from renege_ray.training.inputs import Inputs, read_inputs
@@ -145,8 +145,8 @@ class Sweep:
             confirmation = self._confirm()
         if self._request.signal is not None:
             self._log.finish("interrupted")
-            print(f"interrupted; the same command, or --resume {self._folder}, goes on", file=sys.stderr)
-            print(self._log.review(), flush=True)
+            say(f"interrupted; the same command, or --resume {self._folder}, goes on", error=True)
+            say(self._log.review())
             return self._request.exit_code
         return keep_results(self._job, self._space, self._search, confirmation, figures, self._log)
 
@@ -163,14 +163,14 @@ class Sweep:
             self._mend(trial)
         missing = self._search.missing()
         if ended:
-            print(f"{len(ended)} of {self._space.trials} trials are done already", flush=True)
+            say(f"{len(ended)} of {self._space.trials} trials are done already")
         if not missing:
             return {}
-        progress = SweepProgress(missing, self._job.shape.concurrent, self._maximise, _say)
+        progress = SweepProgress(missing, self._job.shape.concurrent, self._maximise, say)
         watch = TrialWatch(self._folder, self._log, progress, self._search)
         self._run_trials(missing, watch, self._search, EarlyStop(self._search))
         if self._search.problem:
-            print(f"no further trials: {self._search.problem}", file=sys.stderr)
+            say(f"no further trials: {self._search.problem}", error=True)
         return progress.metrics()
 
     def _mend(self, trial: FrozenTrial) -> None:
@@ -190,8 +190,8 @@ class Sweep:
         confirmation = Confirmation.plan(self._job, self._space, self._search)
         missing = confirmation.missing(self._folder)
         if missing:
-            print(f"training the best setting and the defaults on fresh seeds: {len(missing)} trainings", flush=True)
-            progress = SweepProgress(len(missing), self._job.shape.concurrent, None, _say)
+            say(f"training the best setting and the defaults on fresh seeds: {len(missing)} trainings")
+            progress = SweepProgress(len(missing), self._job.shape.concurrent, None, say)
             watch = TrialWatch(self._folder, self._log, progress)
             self._run_trials(len(missing), watch, InOrder(missing), EarlyStop())
         return confirmation
@@ -200,8 +200,8 @@ class Sweep:
         """Let Ray Tune run trials until they are over, or a signal asks to stop."""
 
         def stop() -> None:
-            print("stopping; finished trials are kept, running ones go on later (a second signal stops at once)")
             stopper.all = True
+            say("stopping; finished trials are kept, running ones go on later (a second signal stops at once)")
 
         def work() -> None:
             run_on_tune(self._job, count, watch, search, stopper)
@@ -214,8 +214,8 @@ class Sweep:
         self._log.finish("failed")
         reasons = [reason for trial in ended if (reason := trial.user_attrs.get(REASON))]
         first = reasons[0] if reasons else self._search.problem or "unknown"
-        print(f"no trial has a value: {len(reasons)} failed; the first reason: {first}", file=sys.stderr)
-        print(self._log.review(), flush=True)
+        say(f"no trial has a value: {len(reasons)} failed; the first reason: {first}", error=True)
+        say(self._log.review())
         return 1
 
 
@@ -279,7 +279,3 @@ class InOrder(NotKept, Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Nothing to learn from it."""
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 
 from renege_ray.cluster.sweep.trial import TrialTask
+from renege_ray.output.console import say
 from renege_ray.output.progress import duration
 from renege_ray.sweeps.trial import TrialReport
 
@@ -19,7 +20,7 @@ class SweepProgress:
             more in them than `seconds` went into starting and waiting. load_seconds: of loading models, in these.
     """
 
-    def __init__(self, total: int, concurrent: int, maximise: bool | None, say: Callable[[str], None] = print) -> None:
+    def __init__(self, total: int, concurrent: int, maximise: bool | None, say: Callable[[str], None] = say) -> None:
         """`total`: trials to run in this start, `concurrent` at a time. `maximise`: whether more of the first objective
         is better; None where trials do not compete. `say`: prints a line.
         """

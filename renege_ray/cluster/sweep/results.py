@@ -2,7 +2,6 @@
 
 import shlex
 import shutil
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from renege_ray.cluster.sweep.trial import SweepJob, TrialTask, trial_folder, tr
 from renege_ray.cluster.sweep.watch import read_result
 from renege_ray.cluster.tracking.run_log import RunLog
 from renege_ray.cluster.training.checkpoints import CheckpointStore
+from renege_ray.output.console import say
 from renege_ray.output.folder import CONFIG_FILE, EMBEDDING_FILE, shown_path
 from renege_ray.sweeps.confirmation import SeedComparison
 from renege_ray.sweeps.space import SearchSpace
@@ -116,15 +116,15 @@ def keep_results(
     log.metrics(len(search.trials()), metrics)
     failed = len(confirmation.missing(folder))
     log.finish("failed" if failed else "finished", artifacts=artifacts, metrics=metrics | {"best/trial": best.number})
-    print(table.read_text(encoding="utf-8"))
+    say(table.read_text(encoding="utf-8"))
     for name in ("best_config", "embedding", "history"):
         if name in artifacts:
-            print(f"{name.replace('_', ' ')}: {shown_path(artifacts[name])}")
-    print(f"pictures: {shown_path(folder / 'images')}")
-    print(f"study: {dashboard_command(folder)}")
+            say(f"{name.replace('_', ' ')}: {shown_path(artifacts[name])}")
+    say(f"pictures: {shown_path(folder / 'images')}")
+    say(f"study: {dashboard_command(folder)}")
     if failed:
-        print(f"{failed} of the confirming trainings failed; see {shown_path(folder / 'confirm')}", file=sys.stderr)
-    print(log.review(), flush=True)
+        say(f"{failed} of the confirming trainings failed; see {shown_path(folder / 'confirm')}", error=True)
+    say(log.review())
     return int(failed > 0)
 
 

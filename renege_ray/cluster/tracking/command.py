@@ -1,6 +1,5 @@
 """`renege-ray tracking send`: what a tracking server has missed of a run."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from renege_ray.cluster.tracking.texts import one_line
 from renege_ray.cluster.tracking.uris import ui_command
 from renege_ray.config.argument_parser import ArgumentParser
 from renege_ray.errors import UserError
+from renege_ray.output.console import say
 
 
 def main(argv: Sequence[str]) -> int:
@@ -29,9 +29,9 @@ def main(argv: Sequence[str]) -> int:
     except UserError:
         raise
     except Exception as error:  # servers and databases fail in many ways
-        print(f"not everything was sent: {one_line(error)}; the same command goes on from there", file=sys.stderr)
+        say(f"not everything was sent: {one_line(error)}; the same command goes on from there", error=True)
         return 1
     if not (given.output_dir / journal.SUMMARY).exists():
-        print(f"there is no {journal.SUMMARY}: the run still goes on or was killed, MLflow shows it as running")
-    print(f"sent as run {run_id}; {ui_command(uri)}")
+        say(f"there is no {journal.SUMMARY}: the run still goes on or was killed, MLflow shows it as running")
+    say(f"sent as run {run_id}; {ui_command(uri)}")
     return 0

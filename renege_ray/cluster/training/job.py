@@ -1,6 +1,5 @@
 """The job `train_global` on Ray Train V2: check, start the workers, keep the results."""
 
-import sys
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -16,6 +15,7 @@ from renege_ray.cluster.training.checkpoints import CheckpointStore, checkpoint_
 from renege_ray.cluster.training.worker import TrainJob, train_loop
 from renege_ray.cluster.training.worker_group import first_cause
 from renege_ray.config.run import RunConfig
+from renege_ray.output.console import say
 from renege_ray.output.folder import CONFIG_FILE, shown_path
 from renege_ray.training.inputs import Inputs, check_inputs, find_problems, first_problem, read_inputs, record_inputs
 from renege_ray.training.results import Artifacts, ModelFacts, metadata_of, write_results
@@ -43,7 +43,7 @@ def run(config: RunConfig, *, resume: bool = False, dry_run: bool = False) -> in
 
 def _check(config: RunConfig) -> None:
     if problems := find_problems(config):
-        print(describe_plan(config, (), problems))
+        say(describe_plan(config, (), problems))
         raise first_problem(problems)
 
 
@@ -70,12 +70,12 @@ def _train(config: RunConfig, inputs: Inputs, shape: WorkerShape, log: RunLog) -
     request = StopRequest()
 
     def stop() -> None:
-        print("stopping after this step, with a checkpoint (a second signal stops at once)", flush=True)
         mailbox.request_stop()
+        say("stopping after this step, with a checkpoint (a second signal stops at once)")
 
     def show() -> None:
         for line in mailbox.take():
-            print(line, flush=True)
+            say(line)
 
     try:
         outcome = run_until_stopped(lambda: _fit(job, attempt, mailbox, shape), stop, request, meanwhile=show)
@@ -87,13 +87,13 @@ def _train(config: RunConfig, inputs: Inputs, shape: WorkerShape, log: RunLog) -
     go_on = f"--resume {config.output_dir}"
     if outcome["status"] == "failed":
         log.finish("failed")
-        print(f"training failed: {outcome['error']} (the last checkpoint is kept: {go_on})", file=sys.stderr)
-        print(log.review())
+        say(f"training failed: {outcome['error']} (the last checkpoint is kept: {go_on})", error=True)
+        say(log.review())
         return 1
     if outcome["status"] == "interrupted":
         log.finish("interrupted")
-        print(f"interrupted at step {outcome['step']}; go on by {go_on}")
-        print(log.review())
+        say(f"interrupted at step {outcome['step']}; go on by {go_on}")
+        say(log.review())
         return request.exit_code or 1
     _keep_results(config, store.load(f"{attempt}/{outcome['checkpoint']}"), outcome, log)
     return 0
@@ -162,8 +162,8 @@ def _performance(state: TrainingState, outcome: dict[str, Any]) -> dict[str, flo
 
 
 def _print_results(artifacts: Artifacts, log: RunLog) -> None:
-    print(artifacts.table.read_text(encoding="utf-8"))
-    print(f"embedding: {shown_path(artifacts.embedding)}")
+    say(artifacts.table.read_text(encoding="utf-8"))
+    say(f"embedding: {shown_path(artifacts.embedding)}")
     if artifacts.picture:
-        print(f"before and after: {shown_path(artifacts.picture)}")
-    print(log.review(), flush=True)
+        say(f"before and after: {shown_path(artifacts.picture)}")
+    say(log.review())

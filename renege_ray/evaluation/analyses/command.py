@@ -16,6 +16,7 @@ from renege_ray.errors import UserError
 from renege_ray.evaluation.analyses import distance, efficiency, pseudo_positive, sampler_error
 from renege_ray.evaluation.analyses.base import Findings, Subject
 from renege_ray.models.load import load_model
+from renege_ray.output.console import say
 from renege_ray.output.folder import make_output_dir, write_summary, write_text
 from renege_ray.output.pictures import save_png, text_table
 from renege_ray.prompts.sources import load_prompts
@@ -45,7 +46,7 @@ _ANALYSES = {
 }
 
 
-def main(argv: Sequence[str], say: Callable[[str], None] = print) -> None:
+def main(argv: Sequence[str], say: Callable[[str], None] = say) -> None:
     """Run an analysis; the last line is the path of what to look at.
 
     Raises:

@@ -9,6 +9,7 @@ from renege_ray.config.argument_parser import ArgumentParser
 from renege_ray.config.run import ModelConfig
 from renege_ray.errors import UserError
 from renege_ray.models.toy import EMBEDDED_MODELS, FIRST_MODEL, GUIDANCE_SCALE, NUM_INFERENCE_STEPS
+from renege_ray.output.console import say
 
 
 def main(argv: Sequence[str]) -> None:
@@ -22,11 +23,11 @@ def main(argv: Sequence[str]) -> None:
     )
     given = parser.parse_args(list(argv))
     export(given.folder, given.model)
-    print(f"Wrote {given.folder}. Use it from diffusers:\n")
-    print("    from diffusers import StableDiffusionPipeline")
-    print(f'    pipe = StableDiffusionPipeline.from_pretrained("{given.folder}", safety_checker=None)')
-    print('    pipe("a big red star on a teal background", height=32, width=32,')
-    print(f"         num_inference_steps={NUM_INFERENCE_STEPS}, guidance_scale={GUIDANCE_SCALE:g}).images[0]")
+    say(f"Wrote {given.folder}. Use it from diffusers:\n")
+    say("    from diffusers import StableDiffusionPipeline")
+    say(f'    pipe = StableDiffusionPipeline.from_pretrained("{given.folder}", safety_checker=None)')
+    say('    pipe("a big red star on a teal background", height=32, width=32,')
+    say(f"         num_inference_steps={NUM_INFERENCE_STEPS}, guidance_scale={GUIDANCE_SCALE:g}).images[0]")
 
 
 def export(folder: Path, model: str = FIRST_MODEL) -> None:

@@ -32,6 +32,7 @@ from renege_ray.models.toy.train.card import (
 )
 from renege_ray.models.toy.train.loop import Recipe
 from renege_ray.models.toy.train.second import train_second
+from renege_ray.output.console import say
 
 COMMAND = "python -m renege_ray.models.toy.train"
 CARD = WEIGHTS_FOLDER.parent / "MODEL_CARD.md"
@@ -62,9 +63,9 @@ def train_first_model(args: argparse.Namespace) -> None:
         return replace(recipe, steps=max(1, round(recipe.steps * args.scale)))
 
     tokenizer = build_tokenizer()
-    print("1/4 autoencoder", flush=True)
+    say("1/4 autoencoder")
     autoencoder = vae.train_vae(args.seed, folder / "vae.safetensors", scaled(vae.RECIPE))
-    print("2/4 diffusion model", flush=True)
+    say("2/4 diffusion model")
     pictures = max(256, round(diffusion.PICTURES * args.scale))
     torch.manual_seed(args.seed)
     unet, text_encoder = build_unet(), build_text_encoder(tokenizer)
@@ -79,7 +80,7 @@ def train_first_model(args: argparse.Namespace) -> None:
         scaled(diffusion.WEB_RECIPE),
         pictures,
     )
-    print("3/4 rewards", flush=True)
+    say("3/4 rewards")
     pool = rewards.PicturePool(autoencoder, unet, lambda texts: text_encoder(tokenize(tokenizer, texts))[0], args.seed)
     networks = {
         name: rewards.train_reward(
@@ -87,7 +88,7 @@ def train_first_model(args: argparse.Namespace) -> None:
         )
         for i, name in enumerate(REWARD_NETWORKS)
     }
-    print("4/4 measuring", flush=True)
+    say("4/4 measuring")
     weights = folder / "weights"
     pipe = StableDiffusionPipeline(
         vae=autoencoder,
@@ -105,26 +106,26 @@ def train_first_model(args: argparse.Namespace) -> None:
     (folder / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     card = write_card(figures, f"{COMMAND} --seed {args.seed}")
     (weights / "MODEL_CARD.md").write_text(card, encoding="utf-8")
-    print(card)
+    say(card)
     if args.install:
         shutil.rmtree(WEIGHTS_FOLDER, ignore_errors=True)
         shutil.copytree(weights, WEIGHTS_FOLDER)
         (WEIGHTS_FOLDER / "MODEL_CARD.md").replace(CARD)
-        print(f"The second model goes with the old text encoder: train it anew with {COMMAND} --second --install")
+        say(f"The second model goes with the old text encoder: train it anew with {COMMAND} --second --install")
 
 
 def train_second_model(args: argparse.Namespace) -> None:
     """The second model's UNet, and its part of the card."""
     folder: Path = args.output_dir
-    print("1/2 diffusion model", flush=True)
+    say("1/2 diffusion model")
     unet = train_second(args.seed, folder, args.scale)
-    print("2/2 measuring", flush=True)
+    say("2/2 measuring")
     weights = folder / SECOND_UNET_FOLDER.name
     unet.half().save_pretrained(weights, safe_serialization=True)
     rows = measure_generation(read_pipeline(PIPELINE_FOLDER, SECOND_MODEL, parts={"unet": weights}))
     (folder / "second_figures.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     section = write_second_section(rows, f"{COMMAND} --second --seed {args.seed}")
-    print(section)
+    say(section)
     if args.install:
         shutil.rmtree(SECOND_UNET_FOLDER, ignore_errors=True)
         shutil.copytree(weights, SECOND_UNET_FOLDER)

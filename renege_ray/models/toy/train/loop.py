@@ -18,6 +18,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from renege_ray.output.console import say
+
 CHECKPOINT_SECONDS = 120.0
 PROGRESS_SECONDS = 20.0
 
@@ -73,9 +75,7 @@ def fit(module: nn.Module, loss_of_step: Callable[[int], Tensor], recipe: Recipe
         if now - told > PROGRESS_SECONDS or step == recipe.steps - 1:
             left = (now - began) / (step + 1 - first) * (recipe.steps - step - 1)
             mean = sum(recent) / len(recent)
-            print(
-                f"  {checkpoint.stem}: step {step + 1}/{recipe.steps}  loss {mean:.4f}  {left:.0f} s left", flush=True
-            )
+            say(f"  {checkpoint.stem}: step {step + 1}/{recipe.steps}  loss {mean:.4f}  {left:.0f} s left")
             told, recent = now, []
         if now - saved > CHECKPOINT_SECONDS or step == recipe.steps - 1:
             _save(checkpoint, step + 1, parameters, average, optimiser)
