@@ -11,7 +11,8 @@ from renege_ray.cluster.tracking import journal
 from renege_ray.cluster.tracking.runs import RunLog, open_run, resolve_uri
 from renege_ray.config.run import RunConfig, to_mapping, write_config
 from renege_ray.output.console import say
-from renege_ray.output.folder import CONFIG_FILE, check_output_dir, make_output_dir
+from renege_ray.output.folder import CONFIG_FILE, check_output_dir, identify, make_output_dir
+from renege_ray.output.hold import hold
 from renege_ray.training.inputs import find_model_problems, first_problem
 
 
@@ -79,9 +80,10 @@ def run_repeatable(
         return 0
     for note in (*inputs.notes, *session.notes_on(config.output_dir)):
         say(note)
-    with session.shaped_session(config.cluster, partial(shape_on, config)) as shape:
+    with hold(config.output_dir), session.shaped_session(config.cluster, partial(shape_on, config)) as shape:
         make_output_dir(config.output_dir, resume=resume)
         write_config(config, config.output_dir)
+        identify(config.output_dir)
         with open_run(
             config.output_dir,
             job=name,

@@ -3,14 +3,18 @@
 import json
 import math
 import os
+import re
+import secrets
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from renege_ray.errors import UserError
+from renege_ray.output.hold import check_not_held
 from renege_ray.output.whole_files import whole_file
 
 CONFIG_FILE = "config.yaml"  # what was run; a folder that has it holds a run
+IDENTITY_FILE = "run.id"  # the name of the run, the same wherever its folder is moved to
 EMBEDDING_FILE = "negative_embedding.safetensors"  # what a training or a sweep has learned
 
 
@@ -18,12 +22,14 @@ def check_output_dir(folder: Path, *, resume: bool) -> None:
     """Judge the folder without making it.
 
     Raises:
-        UserError: it cannot be written; it holds another run already, or none where one is to be resumed.
+        UserError: it cannot be written; a run is going on there; it holds another run already, or none where one is to
+            be resumed.
     """
     try:
         folder.exists()
     except OSError as error:  # a name that is too long, say
         raise UserError(f"--output-dir: {folder} cannot be made ({error.strerror}); name another folder") from None
+    check_not_held(folder, "--resume" if resume else "--output-dir")
     has_run = (folder / CONFIG_FILE).exists()
     if resume and not folder.is_dir():
         raise UserError(f"--resume: there is no folder {folder}; name the output folder of the run to go on with")
@@ -51,6 +57,19 @@ def make_output_dir(folder: Path, *, resume: bool = False) -> Path:
         raise UserError(f"--output-dir: {folder} cannot be made ({error.strerror}); name another folder") from None
     _try_a_write(folder)
     return folder
+
+
+def identify(folder: Path) -> str:
+    """The name of the run in a folder, such as run-1f0c9a3e: unique, and written there at its start.
+
+    What a run keeps elsewhere goes by this name, never by the folder's path: links, moves and other spellings change
+    nothing. It has only letters that need no quotes in a URI.
+    """
+    path = folder / IDENTITY_FILE
+    if not path.exists():
+        readable = re.sub(r"[^A-Za-z0-9_]+", "-", folder.name).strip("-")[:40] or "run"
+        write_text(path, f"{readable}-{secrets.token_hex(4)}\n")
+    return path.read_text(encoding="utf-8").strip()
 
 
 def _try_a_write(folder: Path) -> None:

@@ -11,7 +11,7 @@ from renege_ray.cluster.plan import describe_evaluation_plan
 from renege_ray.cluster.session import ray_session  # noqa: F401 (first: it sets up Ray's environment)
 from renege_ray.cluster.session.resources import WorkerShape
 from renege_ray.cluster.tracking.runs import RunLog
-from renege_ray.cluster.training.checkpoints import shared_folder
+from renege_ray.cluster.training.checkpoints import check_rows_go_on, shared_folder
 from renege_ray.config.run import RunConfig
 from renege_ray.evaluation.inputs import EvaluationInputs, read_evaluation_inputs
 from renege_ray.evaluation.progress import EvaluationProgress
@@ -24,15 +24,13 @@ CHUNK_BATCHES = 16  # a chunk is what a worker is given at once
 def run(config: RunConfig, *, resume: bool = False, dry_run: bool = False) -> int:
     """Make all images that have no row yet, and report on all of them. See `run_repeatable`."""
     return run_repeatable(
-        JOB,
-        config,
-        resume=resume,
-        dry_run=dry_run,
-        read=read_evaluation_inputs,
-        plan=_plan,
-        work=_evaluate,
-        shape_on=workers_on,
+        JOB, config, resume=resume, dry_run=dry_run, read=_read, plan=_plan, work=_evaluate, shape_on=workers_on
     )
+
+
+def _read(config: RunConfig) -> EvaluationInputs:
+    check_rows_go_on(config.output_dir, config.cluster.storage_path)
+    return read_evaluation_inputs(config)
 
 
 def _plan(config: RunConfig, inputs: EvaluationInputs) -> str:

@@ -11,7 +11,7 @@ from renege_ray.cluster.plan import describe_tuning_plan
 from renege_ray.cluster.session import ray_session  # noqa: F401 (first: it sets up Ray's environment)
 from renege_ray.cluster.session.resources import WorkerShape
 from renege_ray.cluster.tracking.runs import RunLog
-from renege_ray.cluster.training.checkpoints import shared_folder
+from renege_ray.cluster.training.checkpoints import check_rows_go_on, shared_folder
 from renege_ray.config.run import RunConfig
 from renege_ray.tuning.inputs import TuningInputs, read_tuning_inputs
 from renege_ray.tuning.report import TuningReport
@@ -25,15 +25,13 @@ CHUNK_ROUNDS = 8
 def run(config: RunConfig, *, resume: bool = False, dry_run: bool = False) -> int:
     """Tune all prompts that have no row yet, and report on all rows. See `run_repeatable`."""
     return run_repeatable(
-        JOB,
-        config,
-        resume=resume,
-        dry_run=dry_run,
-        read=read_tuning_inputs,
-        plan=_plan,
-        work=_tune,
-        shape_on=workers_on,
+        JOB, config, resume=resume, dry_run=dry_run, read=_read, plan=_plan, work=_tune, shape_on=workers_on
     )
+
+
+def _read(config: RunConfig) -> TuningInputs:
+    check_rows_go_on(config.output_dir, config.cluster.storage_path)
+    return read_tuning_inputs(config)
 
 
 def _plan(config: RunConfig, inputs: TuningInputs) -> str:

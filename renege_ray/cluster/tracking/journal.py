@@ -98,6 +98,11 @@ def now() -> int:
     return int(time.time() * 1000)
 
 
+def last_step(folder: Path) -> int:
+    """The highest step that a run has told anything of; -1 where it has not come so far."""
+    return max((record["step"] for record, _ in read(folder / METRICS)), default=-1)
+
+
 def check_job(folder: Path, job: str) -> None:
     """Check that a folder, if it holds a run, holds one of this job. Raises UserError."""
     other = read_json(folder / STATE).get("job", job)

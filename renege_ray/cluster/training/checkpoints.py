@@ -8,7 +8,6 @@ for clusters of several machines). Ray Train goes on by itself from the last che
 attempt of a killed driver looks for the newest checkpoint of all attempts that is whole.
 """
 
-import hashlib
 import re
 import tempfile
 from collections.abc import Callable, Iterator
@@ -17,6 +16,9 @@ from pathlib import Path
 
 import pyarrow.fs
 
+from renege_ray.cluster.tracking import journal
+from renege_ray.errors import UserError
+from renege_ray.output.folder import CONFIG_FILE, identify
 from renege_ray.training.state import TornCheckpointError, TrainingState
 
 _STEP = re.compile(r"step-(\d+)(-final)?$")
@@ -29,7 +31,7 @@ def checkpoint_name(state: TrainingState) -> str:
 
 
 def checkpoint_root(output_dir: Path, storage_path: str | None) -> str:
-    """ROOT of a run: the same for the same output folder, so that `--resume OUTPUT_DIR` finds it again."""
+    """ROOT of a run: the same for the same run, wherever its output folder lies now."""
     shared = shared_folder(output_dir, storage_path)
     return f"{shared}/checkpoints" if storage_path is None else shared
 
@@ -38,8 +40,39 @@ def shared_folder(output_dir: Path, storage_path: str | None) -> str:
     """Where all machines of a cluster keep what a run needs: the output folder, or one of its own in the storage."""
     if storage_path is None:
         return str(output_dir.absolute())
-    mark = hashlib.sha256(str(output_dir.absolute()).encode()).hexdigest()[:8]
-    return f"{storage_path.rstrip('/')}/{output_dir.name}-{mark}"
+    return f"{storage_path.rstrip('/')}/{identify(output_dir)}"
+
+
+def check_goes_on(output_dir: Path, storage_path: str | None) -> None:
+    """Check that what a run had kept is there, so that `--resume` never starts anew in silence.
+
+    Raises:
+        UserError: the run had made steps, but no checkpoint of it is to be found; or another version has written it.
+    """
+    root = checkpoint_root(output_dir, storage_path)
+    step = journal.last_step(output_dir)
+    if step > 0 and CheckpointStore(root).newest_intact() is None:
+        raise UserError(
+            f"--resume: the run in {output_dir} had come to step {step}, but {root} holds no checkpoint of it that is "
+            f"whole; put that folder back, or start a new run with --preset {output_dir / CONFIG_FILE}"
+        )
+
+
+def check_rows_go_on(output_dir: Path, storage_path: str | None) -> None:
+    """The same for a job whose rows are what it goes on from. Without storage they lie in the output folder itself.
+
+    Raises:
+        UserError: the run had rows, and the folder where it keeps them is gone.
+    """
+    rows = journal.last_step(output_dir)
+    if storage_path is None or rows <= 0:
+        return
+    filesystem, path = pyarrow.fs.FileSystem.from_uri(shared_folder(output_dir, storage_path))
+    if filesystem.get_file_info(path).type == pyarrow.fs.FileType.NotFound:
+        raise UserError(
+            f"--resume: the run in {output_dir} had {rows} rows, but there is no folder {path} in the storage; put it "
+            "back, or name another --output-dir to begin anew"
+        )
 
 
 class CheckpointStore:

@@ -11,7 +11,7 @@ from renege_ray.cluster.session.mailbox import Mailbox
 from renege_ray.cluster.session.resources import WorkerShape
 from renege_ray.cluster.session.signals import StopRequest, run_until_stopped
 from renege_ray.cluster.tracking.runs import RunLog
-from renege_ray.cluster.training.checkpoints import CheckpointStore, checkpoint_root
+from renege_ray.cluster.training.checkpoints import CheckpointStore, check_goes_on, checkpoint_root
 from renege_ray.cluster.training.worker import TrainJob, train_loop
 from renege_ray.cluster.training.worker_group import first_cause
 from renege_ray.config.run import RunConfig
@@ -51,6 +51,7 @@ def _read(resume: bool, config: RunConfig) -> Inputs:
     inputs = read_inputs(config)
     if resume:
         check_inputs(inputs, config.output_dir)
+        check_goes_on(config.output_dir, config.cluster.storage_path)
     return inputs
 
 
