@@ -6,7 +6,8 @@ from importlib import import_module
 from typing import Never
 
 from renege_ray.config.argument_parser import check_command, help_text
-from renege_ray.config.cli import from_args, run_job
+from renege_ray.config.cli import from_args
+from renege_ray.config.program import run_job
 from renege_ray.errors import UserError
 from renege_ray.output.console import say
 from renege_ray.version import __version__

@@ -1,4 +1,6 @@
-"""The one exception that stands for bad input, as opposed to a bug; and any other exception in one line."""
+"""The one exception that stands for bad input, as opposed to a bug; full disks; any other exception in one line."""
+
+import errno
 
 _LONGEST = 300  # characters: some libraries put whole files into a message
 
@@ -9,6 +11,16 @@ class UserError(ValueError):
     Jobs print the message as a single line on stderr and exit with code 2, so raise it before a model is
     loaded or Ray is started wherever the input can be judged that early.
     """
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that there is no room: a full disk, or a user's share of it."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def full_line(error: BaseException) -> str:
+    """What to do about a disk without room."""
+    return f"there is no room on the disk ({describe(error)}); make room, and the same command or --resume goes on"
 
 
 def first_line(error: BaseException) -> str:

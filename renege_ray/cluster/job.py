@@ -72,6 +72,8 @@ def run_repeatable(
     resolve_uri(config.tracking_uri, config.output_dir)
     if dry_run:
         check(config)
+    else:
+        session.check_ray()
     inputs = read(config)
     if session.uses_own_cluster():
         shape_on(config, [session.this_machine()], False)

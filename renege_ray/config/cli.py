@@ -1,14 +1,12 @@
-"""The command line that all jobs share: flags generated from the configuration, and how a job ends."""
+"""The command line that all jobs share: flags generated from the configuration."""
 
 import argparse
 import inspect
-import os
-import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Never, get_origin
+from typing import Any, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -28,7 +26,6 @@ from renege_ray.config.run import (
 )
 from renege_ray.config.yaml_files import parse_yaml
 from renege_ray.errors import UserError
-from renege_ray.output.console import leave_console, prepare_console, say
 from renege_ray.output.folder import CONFIG_FILE, check_output_dir
 
 DEFAULT_PRESET = "toy"
@@ -108,26 +105,6 @@ def _repeatable(preset: RunConfig, given: dict[str, Any], job: str, dry_run: boo
                 "name another folder, or leave it out"
             )
     return Invocation(config, resume=resume, dry_run=dry_run)
-
-
-def run_job(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> Never:
-    """Call `main` with the command line and exit with its code (None is 0).
-
-    Bad input is one line on stderr and exit code 2; Ctrl-C is one line and 130. A bug keeps its traceback.
-    """
-    prepare_console()
-    # What transformers has to say of image processors that nothing here uses would drown the job's own lines.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    try:
-        code = main(sys.argv[1:] if argv is None else argv) or 0
-    except UserError as error:
-        say(f"error: {' '.join(str(error).splitlines())}", error=True)
-        code = 2
-    except KeyboardInterrupt:
-        say("interrupted; --resume OUTPUT_DIR goes on from the last checkpoint, if there is one", error=True)
-        code = 130
-    leave_console()
-    sys.exit(code)
 
 
 def _resumed(folder: Path, given: dict[str, Any], job: str) -> RunConfig:

@@ -6,7 +6,7 @@ random about a sample is a function of (run seed, s, sample index): the number o
 a sample, never what it is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,7 +35,7 @@ class GlobalGradient:
     valid: Tensor
     """(B * k,) bool, False where the reward or its gradient was not finite."""
     stop: bool
-    """Some worker has been asked to stop."""
+    """Some worker has been asked to stop, and left its share undone: the rest is of no use."""
 
     def means(self) -> dict[str, float]:
         """The mean over the valid samples of the reward and of each of its parts."""
@@ -84,6 +84,10 @@ def samples_of(config: RunConfig, prompts: Sequence[str], step: int, workers: Wo
     return groups
 
 
+class _AskedToStopError(Exception):
+    """Ends a step between two micro-batches."""
+
+
 class GradientOfBatch:
     """Computes `GlobalGradient`s; holds the frozen model, the reward and the micro-batch size."""
 
@@ -116,8 +120,12 @@ class GradientOfBatch:
         """How many samples are computed at once."""
         return self._micro_batches.size
 
-    def __call__(self, step: int, negative: Tensor, *, stop: bool = False) -> GlobalGradient:
+    def __call__(
+        self, step: int, negative: Tensor, asked_to_stop: Callable[[], bool] = lambda: False
+    ) -> GlobalGradient:
         """The gradient at `negative` (1, L, D) float32 of the mean reward of global batch `step`.
+
+        `asked_to_stop` is polled before every micro-batch: a step of a large model takes minutes.
 
         Per-sample gradients are summed in float64, so that the number of workers and the size of the
         micro-batches change the sum by less than the rounding of the network itself. One `all_sum` a step.
@@ -128,12 +136,18 @@ class GradientOfBatch:
         table = torch.zeros(optim.batch_size, per_rollout, 1 + len(self._part_names), dtype=torch.float64)
 
         def compute(samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
+            if asked_to_stop():
+                raise _AskedToStopError
             return self._micro_batch(step, samples, negative)
 
-        for samples in samples_of(self._config, self._prompts, step, self._workers):
-            for micro, (micro_gradient, rewards) in self._micro_batches.over(samples, compute):
-                gradient += micro_gradient.cpu()
-                table[[sample.index for sample in micro]] = rewards.cpu()
+        stop = False
+        try:
+            for samples in samples_of(self._config, self._prompts, step, self._workers):
+                for micro, (micro_gradient, rewards) in self._micro_batches.over(samples, compute):
+                    gradient += micro_gradient.cpu()
+                    table[[sample.index for sample in micro]] = rewards.cpu()
+        except _AskedToStopError:
+            stop = True
         return self._reduce(gradient, table, stop)
 
     def _micro_batch(self, step: int, samples: Sequence[Sample], negative: Tensor) -> tuple[Tensor, Tensor]:

@@ -104,8 +104,8 @@ def train_global(
         initial: what `config.optim.init` stands for; "handwritten" is the best candidate, known to the run alone.
         resume: a checkpoint of a run with the same fingerprint.
         report: told of every step, on every rank.
-        asked_to_stop: polled before every step; when any rank is asked to, all stop after the same step with
-            a checkpoint.
+        asked_to_stop: polled before every micro-batch; when any rank is asked to, all drop the step that they are at
+            and stop, with a checkpoint of the one before.
         test: evaluate on the held-out pairs in the end; a trial of a sweep, chosen by validation, has no use for it.
 
     Raises:
@@ -136,6 +136,7 @@ class _Run:
         self.encoded = EncodedPrompts(model)
         self.pairs = validation_pairs(config, prompts)
         self.step = 0
+        self.kept = 0  # the step of the newest checkpoint
         self.invalid_in_a_row = 0
         self.invalid_samples = 0
         self.history: list[ValidationPoint] = []
@@ -164,7 +165,11 @@ class _Run:
             if should_stop(self.history, config.validation.patience):
                 return "stopped early"
             step_started = time.monotonic()
-            gradient = self.gradient_of_batch(self.step, self.ascent.embedding, stop=asked_to_stop())
+            gradient = self.gradient_of_batch(self.step, self.ascent.embedding, asked_to_stop)
+            if gradient.stop:
+                if self.kept != self.step:
+                    self.report(Progress(self.step, {}, None, self.state()))
+                return "interrupted"
             self._count_invalid(gradient)
             update = self.ascent.update(gradient.gradient) if gradient.valid.any() else None
             self.step += 1
@@ -176,10 +181,9 @@ class _Run:
                 metrics |= figures
                 if should_stop(self.history, config.validation.patience):
                     last, message = True, self._early_stop_message()
-            due = last or gradient.stop or self.step % config.checkpoint.every == 0
+            due = last or self.step % config.checkpoint.every == 0
             self.report(Progress(self.step, metrics, evaluation, self.state() if due else None, message))
-            if gradient.stop:
-                return "interrupted"
+            self.kept = self.step if due else self.kept
         return "stopped early" if should_stop(self.history, config.validation.patience) else "finished"
 
     def test(self) -> Evaluation:
@@ -219,7 +223,7 @@ class _Run:
                 f"(fingerprint {state.fingerprint}, this one has {fingerprint(self.config)}); resume with "
                 "the run's own config.yaml"
             )
-        self.step = state.step
+        self.step = self.kept = state.step
         self.best, self.baselines = state.best, state.baselines
         self.history = list(state.history)
         self.handwritten, self.candidate_rewards = state.handwritten, state.candidate_rewards

@@ -12,7 +12,7 @@ from renege_ray.output.console import say
 
 ROOT = Path(__file__).resolve().parents[2]
 WORK = """
-from renege_ray.config.cli import run_job
+from renege_ray.config.program import run_job
 from renege_ray.output.console import say
 def main(argv):
     for line in range(3000):

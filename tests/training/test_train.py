@@ -219,15 +219,20 @@ def test_a_checkpoint_of_another_configuration_is_refused(model: StableDiffusion
 
 
 @pytest.mark.slow
-def test_a_request_to_stop_leaves_a_checkpoint(model: StableDiffusion, tmp_path: Path) -> None:
+def test_a_request_to_stop_leaves_a_checkpoint_of_the_last_whole_step(model: StableDiffusion, tmp_path: Path) -> None:
     config = make_config(tmp_path, checkpoint={"every": 100})
     unbroken, _ = train(config, model)
-    polls = iter(range(100))
-    stopped, seen = train(config, model, asked_to_stop=lambda: next(polls) == 2)
-    assert stopped.status == "interrupted" and stopped.test is None
-    assert seen[-1].step == 3 and seen[-1].state is not None
-    resumed, _ = train(config, model, resume=seen[-1].state)
-    assert torch.equal(resumed.last, unbroken.last)
+    groups = config.optim.timestep_groups
+    assert groups > 1
+    for after in (0, 1, 2 * groups, 3 * groups - 1):  # micro-batches
+        polls = iter(range(100))
+        stopped, seen = train(config, model, asked_to_stop=lambda after=after, polls=polls: next(polls) >= after)
+        assert next(polls) == after + 1, "nothing is computed after the request"
+        assert stopped.status == "interrupted" and stopped.test is None
+        kept = [progress.step for progress in seen if progress.state is not None]
+        assert kept == sorted(set(kept)) and kept[-1] == after // groups
+        resumed, _ = train(config, model, resume=seen[-1].state)
+        assert torch.equal(resumed.last, unbroken.last)
 
 
 def test_samples_without_a_finite_reward_are_left_out(model: StableDiffusion, tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ from typing import Protocol
 from renege_ray.cluster.pipelines.chunk_worker import ChunkWorker, Item, PipelineJob, as_block
 from renege_ray.cluster.pipelines.kill_journal import work_has_begun
 from renege_ray.cluster.session.mailbox import Mailbox
+from renege_ray.cluster.session.ray_session import LossWatch
 from renege_ray.cluster.session.resources import WorkerShape
-from renege_ray.cluster.session.signals import StopRequest, run_until_stopped
+from renege_ray.cluster.session.signals import Abandoned, StopRequest, run_until_stopped
 from renege_ray.cluster.tracking.runs import RunLog
 from renege_ray.errors import describe
 from renege_ray.output.console import say
@@ -83,17 +84,21 @@ def run_pipeline(
         def compute() -> Outcome:
             return _compute(worker, job, mailbox, cut(missing), shape)
 
-        outcome = run_until_stopped(compute, stop, request, meanwhile=watch.look)
-        mailbox.close()
-        table.remove_leftovers()
+        try:
+            outcome = run_until_stopped(compute, stop, request, meanwhile=watch.look, lost=LossWatch())
+            mailbox.close()
+            table.remove_leftovers()
+        except Abandoned as reason:
+            outcome.error = str(reason)
     progress.update(table)
     outcome.missing = len({item.id for item in items} - table.ids())
     if request.signal is not None or outcome.error:
-        log.finish("failed" if outcome.error else "interrupted")
-        why = f"{work} failed: {outcome.error}" if outcome.error else "interrupted"
+        stopped = request.signal is not None  # it may have reached the workers, too, and made them fail
+        log.finish("interrupted" if stopped else "failed")
+        why = "interrupted" if stopped else f"{work} failed: {outcome.error}"
         say(f"{why}; {progress.rows} rows are kept, go on by --resume {log.output_dir}", error=True)
         say(log.review())
-        outcome.code = 1 if outcome.error else request.exit_code
+        outcome.code = request.exit_code or 1
     return outcome
 
 

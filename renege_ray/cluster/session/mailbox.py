@@ -84,18 +84,16 @@ class Mailbox:
 
 
 class StopWatch:
-    """Whether the driver has asked to stop; once it has, for good. In a group of workers rank 0 looks, now and then,
-    and its answer reaches the others in their next sum.
-    """
+    """Whether the driver has asked to stop; once it has, for good."""
 
-    def __init__(self, mailbox: Mailbox, rank: int = 0) -> None:
-        self._mailbox, self._rank = mailbox, rank
+    def __init__(self, mailbox: Mailbox) -> None:
+        self._mailbox = mailbox
         self._next_look = 0.0
         self.stopping = False
 
     def __call__(self) -> bool:
-        """Cheap enough to be asked before every step."""
-        if self._rank == 0 and not self.stopping and time.monotonic() >= self._next_look:
+        """Cheap enough to be asked before every micro-batch."""
+        if not self.stopping and time.monotonic() >= self._next_look:
             self._next_look = time.monotonic() + _SECONDS_BETWEEN_LOOKS
             self.stopping = self._mailbox.stop_requested()
         return self.stopping

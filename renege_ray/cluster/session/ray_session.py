@@ -2,11 +2,14 @@
 
 import logging
 import os
+import signal
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 # Ray reads these when it is imported or started. A user's own setting wins.
 for _name, _value in {
@@ -34,13 +37,20 @@ for _name, _value in {
 
 import ray  # noqa: E402 (reads the environment above)
 import torch  # noqa: E402
+from ray._private import worker  # noqa: E402 (there is no public way to ask for the processes of a node)
 
+from renege_ray.cluster.session.reachable import check_address, check_temporary_folder, provide_token, why_silent  # noqa: E402
 from renege_ray.cluster.session.resources import Node  # noqa: E402
 from renege_ray.config.jobs import ClusterConfig  # noqa: E402
-from renege_ray.errors import UserError  # noqa: E402
+from renege_ray.config.program import leave_at_once  # noqa: E402
+from renege_ray.errors import UserError, first_line  # noqa: E402
 
 Shape = TypeVar("Shape")
 
+_SHUTDOWN_SECONDS = 5.0
+_SECONDS_BETWEEN_LOOKS = 5.0
+_LONGEST_SILENCE = 40.0  # Ray ends the process after 60 s, without a word of ours
+_VITAL = ("gcs_server", "raylet")
 _OBJECT_STORE_BYTES = 256 * 2**20  # jobs pass prompts and a configuration around, no data
 
 
@@ -48,7 +58,23 @@ def uses_own_cluster() -> bool:
     """Whether a job would start Ray itself: no RAY_ADDRESS (`ray job submit` sets it), and Ray does not run
     here yet.
     """
-    return not ray.is_initialized() and not os.environ.get("RAY_ADDRESS")
+    return not ray.is_initialized() and _address() is None
+
+
+def check_ray() -> None:
+    """Check that Ray can be started, or the given cluster be reached. Raises UserError that says what to set."""
+    address = _address()
+    if ray.is_initialized():
+        return
+    if address is None:
+        check_temporary_folder()
+    else:
+        check_address(address)
+
+
+def _address() -> str | None:
+    address = os.environ.get("RAY_ADDRESS", "")
+    return None if address in ("", "local") else address
 
 
 def this_machine() -> Node:
@@ -81,29 +107,82 @@ def shaped_session(config: ClusterConfig, shape_on: Callable[[Sequence[Node], bo
     if not uses_own_cluster():
         connected = ray.is_initialized()
         if not connected:
-            ray.init(address=os.environ["RAY_ADDRESS"], logging_level=logging.ERROR, log_to_driver=False)
+            _init(address=_address())
         try:
             yield _shape_on_cluster(config, shape_on)
         finally:
             if not connected:
-                ray.shutdown()
+                _shut_down()
         return
     here = this_machine()
     shape = shape_on([here], False)
     _let_workers_import_the_package()
-    ray.init(
+    provide_token()
+    _init(
         address="local",
         num_cpus=int(here.cpus),
         num_gpus=int(here.gpus),
         include_dashboard=False,
         object_store_memory=_OBJECT_STORE_BYTES,
-        logging_level=logging.ERROR,
-        log_to_driver=False,
     )
     try:
         yield shape
     finally:
-        ray.shutdown()
+        _shut_down()
+
+
+def _init(**options: Any) -> None:
+    """`ray.init`, with our own handlers of signals left in place, and one line where it fails.
+
+    Raises:
+        UserError: Ray could not be started, or reached.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(**options, logging_level=logging.ERROR, log_to_driver=False)
+    except Exception as error:  # of many kinds
+        what = "be reached" if _address() else "start on this machine"
+        hint = "check RAY_ADDRESS" if _address() else "check RAY_TMPDIR (default: /tmp) and what `ray stop` says"
+        raise UserError(f"Ray cannot {what}: {first_line(error)}; {hint}") from None
+    finally:
+        if main and callable(handler):
+            signal.signal(signal.SIGTERM, handler)
+
+
+def _shut_down() -> None:
+    """`ray.shutdown`, which would wait for a Ray that is gone on and on."""
+    ending = threading.Thread(target=ray.shutdown, name="ray-shutdown", daemon=True)
+    ending.start()
+    ending.join(timeout=_SHUTDOWN_SECONDS)
+    if ending.is_alive():
+        if worker._global_node is not None:
+            worker._global_node.kill_all_processes(check_alive=False)
+        leave_at_once()
+
+
+class LossWatch:
+    """Looks whether Ray has lost what no work goes on without: a process of its own here, or its head elsewhere."""
+
+    def __init__(self) -> None:
+        self._next_look = 0.0
+        self._silent_since = float("inf")
+
+    def __call__(self) -> str:
+        """What is lost; "" if nothing is. Cheap enough to be asked often."""
+        node, now = worker._global_node, time.monotonic()
+        if node is None:
+            return ""
+        if dead := [kind for kind, _ in node.dead_processes() if kind in _VITAL]:
+            return f"Ray's {dead[0]} on this machine has ended"
+        if not node.all_processes and now > self._next_look:  # somebody else's cluster
+            self._next_look = now + _SECONDS_BETWEEN_LOOKS
+            host, _, port = str(node.gcs_address).rpartition(":")
+            silent = why_silent(host, int(port), seconds=1.0)
+            self._silent_since = min(self._silent_since, now) if silent else float("inf")
+        if now - self._silent_since > _LONGEST_SILENCE:  # a head may be started again
+            return f"the head of the cluster, {node.gcs_address}, does not answer any more"
+        return ""
 
 
 def _shape_on_cluster(config: ClusterConfig, shape_on: Callable[[Sequence[Node], bool], Shape]) -> Shape:

@@ -118,7 +118,7 @@ def train_in_group(parameters: dict[str, Any]) -> None:
         tell(failure(problem))
         return
     resume = checkpoint_of_rank_zero(CheckpointStore(trial_root(job.root, task.folder)), workers)
-    stop = StopWatch(parameters["mailbox"], workers.rank)
+    stop = StopWatch(parameters["mailbox"])
     try:
         run_trial(job, task, workers, device, tell, resume, stop)
     except (TrialError, TrainingError, UserError) as error:  # the same on every rank, and no restart would help

@@ -18,7 +18,7 @@ from renege_ray.cluster.job import run_repeatable
 from renege_ray.cluster.plan import describe_sweep_plan
 from renege_ray.cluster.session import ray_session as session  # first: it sets up Ray's environment
 from renege_ray.cluster.session.resources import Node, TrialShape, trial_shape
-from renege_ray.cluster.session.signals import StopRequest, run_until_stopped
+from renege_ray.cluster.session.signals import Abandoned, StopRequest, run_until_stopped
 from renege_ray.cluster.sweep.progress import SweepProgress
 from renege_ray.cluster.sweep.report import REASON, STEPS
 from renege_ray.cluster.sweep.results import Confirmation, keep_results
@@ -131,6 +131,7 @@ class Sweep:
         self._job, self._space, self._log = job, space, log
         self._config, self._folder = job.base, job.base.output_dir
         self._request = StopRequest()
+        self._lost = ""
         self._maximise = space.objectives[0].direction == "maximize"
         deadline = time.monotonic() + 3600 * space.budget_hours if space.budget_hours else float("inf")
         self._search = StudySearch(space, self._config, self._task, deadline)
@@ -138,17 +139,24 @@ class Sweep:
     def run(self) -> int:
         """All stages; returns the exit code."""
         figures = self._run_search()
-        if self._request.signal is None:
+        if not self._ended:
             ended = [trial for trial in self._search.trials() if trial.state.is_finished()]
             if not any(trial.state == TrialState.COMPLETE for trial in ended):
                 return self._failed(ended)
             confirmation = self._confirm()
-        if self._request.signal is not None:
-            self._log.finish("interrupted")
-            say(f"interrupted; the same command, or --resume {self._folder}, goes on", error=True)
+        if self._ended:
+            stopped = self._request.signal is not None
+            self._log.finish("interrupted" if stopped else "failed")
+            why = "interrupted" if stopped else f"the sweep failed: {self._lost}"
+            say(f"{why}; the same command, or --resume {self._folder}, goes on", error=True)
             say(self._log.review())
-            return self._request.exit_code
+            return self._request.exit_code or 1
         return keep_results(self._job, self._space, self._search, confirmation, figures, self._log)
+
+    @property
+    def _ended(self) -> bool:
+        """Whether a signal, or a lost Ray, has ended this start."""
+        return self._request.signal is not None or bool(self._lost)
 
     def _task(self, number: int, point: Mapping[str, Any]) -> TrialTask:
         config = self._space.config(self._config, point)
@@ -200,14 +208,18 @@ class Sweep:
         """Let Ray Tune run trials until they are over, or a signal asks to stop."""
 
         def stop() -> None:
-            stopper.all = True
+            stopper.all = watch.stopping = True
             say("stopping; finished trials are kept, running ones go on later (a second signal stops at once)")
 
         def work() -> None:
             run_on_tune(self._job, count, watch, search, stopper)
 
-        run_until_stopped(work, stop, self._request, meanwhile=lambda: None)
-        if self._request.signal is not None:
+        try:
+            run_until_stopped(work, stop, self._request, meanwhile=lambda: None, lost=session.LossWatch())
+        except Abandoned as why:
+            watch.stopping = True  # what goes on in the background has nothing more to say
+            self._lost = str(why)
+        if self._ended:
             watch.interrupt()
 
     def _failed(self, ended: Sequence[FrozenTrial]) -> int:

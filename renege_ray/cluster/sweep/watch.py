@@ -33,6 +33,7 @@ class TrialWatch(NotKept, ray.tune.Callback):
     def __init__(self, folder: Path, log: RunLog, progress: SweepProgress, search: StudySearch | None = None) -> None:
         self._folder, self._log, self._progress, self._search = folder, log, progress, search
         self._logs: dict[str, RunLog] = {}
+        self.stopping = False  # from then on, a trial whose process died did not fail: the signal was for it, too
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Open the trial's folder and its run. Also called when a trial goes on after its process has died."""
@@ -65,6 +66,8 @@ class TrialWatch(NotKept, ray.tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A trial whose process died too often, or that Ray could not start."""
+        if self.stopping:
+            return
         reason = f"its process died{_last_words(trial)}"
         if self._search is not None:
             self._search.fail(trial.trial_id, reason)

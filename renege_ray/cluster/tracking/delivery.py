@@ -5,6 +5,7 @@ has arrived. A `Courier` does this in a background thread, so that no training s
 """
 
 import logging
+import math
 import threading
 import time
 from pathlib import Path
@@ -220,8 +221,11 @@ class Courier:
         with self._changed:
             self._children[folder] = Delivery(folder, self._delivery.uri)
 
-    def flush(self) -> bool:
+    def flush(self, within: float = math.inf) -> bool:
         """Try to send everything now; wait for it as long as pieces arrive, at most 45 s without one.
+
+        Args:
+            within: seconds to wait at most.
 
         Returns:
             True if nothing is left to send.
@@ -229,12 +233,13 @@ class Courier:
         with self._changed:
             self._due = self._done + 2  # the attempt under way may have passed a file that has grown since
             self._changed.notify_all()
-            last_progress, last_time = self._progress(), time.monotonic()
+            started = time.monotonic()
+            last_progress, last_time = self._progress(), started
             while self._done < self._due and self._thread.is_alive():
                 self._changed.wait(0.5)
                 if self._progress() != last_progress:
                     last_progress, last_time = self._progress(), time.monotonic()
-                if time.monotonic() - last_time > STALLED_SECONDS:
+                if time.monotonic() - last_time > STALLED_SECONDS or time.monotonic() - started > within:
                     return False
             folders = [self._delivery.folder, *self._children]
         return not self._failed and all(map(journal.is_sent, folders))

@@ -22,6 +22,9 @@ from renege_ray.output.pictures import save_png
 if TYPE_CHECKING:
     from renege_ray.cluster.tracking.delivery import Courier
 
+# Who has asked the job to stop does not wait for long: what is not sent by then can be sent later.
+LEAVING_SECONDS = 6.0
+
 
 class RunLog:
     """What a job reports. It can be pickled: the sending thread stays in the process that opened the run.
@@ -134,13 +137,13 @@ class RunLog:
         texts = {str(key): str(value) for key, value in metadata.items() if value is not None}
         self._upload("model", path, base_model=base_model, metadata=texts, step=int(step))
 
-    def flush(self) -> bool:
-        """Wait until MLflow has everything; bounded, see `Courier.flush`.
+    def flush(self, within: float = math.inf) -> bool:
+        """Wait until MLflow has everything; at most so many seconds, and bounded besides, see `Courier.flush`.
 
         Returns:
             True if it has, False if something is left to be sent later. Where only files are written: True.
         """
-        return True if self._courier is None else self._courier.flush()
+        return True if self._courier is None else self._courier.flush(within)
 
     def finish(
         self,
@@ -183,7 +186,7 @@ class RunLog:
         journal.write_json(self.output_dir / journal.SUMMARY, summary)
         self._upload("artifact", self.output_dir / journal.SUMMARY, folder="")
         self._finished = True
-        self.flush()
+        self.flush(within=LEAVING_SECONDS if status == "interrupted" else math.inf)
         if self._courier is not None:
             self._courier.stop()
         summary = journal.read_json(self.output_dir / journal.SUMMARY)  # with the run's id, if it got one just now

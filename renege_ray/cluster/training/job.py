@@ -1,15 +1,16 @@
 """The job `train_global` on Ray Train V2: check, start the workers, keep the results."""
 
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 from renege_ray.cluster.job import run_repeatable, workers_on
 from renege_ray.cluster.plan import describe_plan
-from renege_ray.cluster.session import ray_session  # noqa: F401 (first: it sets up Ray's environment)
+from renege_ray.cluster.session import ray_session as session  # first: it sets up Ray's environment
 from renege_ray.cluster.session.mailbox import Mailbox
 from renege_ray.cluster.session.resources import WorkerShape
-from renege_ray.cluster.session.signals import StopRequest, run_until_stopped
+from renege_ray.cluster.session.signals import Abandoned, StopRequest, run_until_stopped
 from renege_ray.cluster.tracking.runs import RunLog
 from renege_ray.cluster.training.checkpoints import CheckpointStore, check_goes_on, checkpoint_root
 from renege_ray.cluster.training.worker import TrainJob, train_loop
@@ -72,19 +73,23 @@ def _train(config: RunConfig, inputs: Inputs, shape: WorkerShape, log: RunLog) -
 
     def stop() -> None:
         mailbox.request_stop()
-        say("stopping after this step, with a checkpoint (a second signal stops at once)")
+        say("stopping, with a checkpoint (a second signal stops at once)")
 
     def show() -> None:
         for line in mailbox.take():
             say(line)
 
     try:
-        outcome = run_until_stopped(lambda: _fit(job, attempt, mailbox, shape), stop, request, meanwhile=show)
-    except TrainingFailure as failure:
-        outcome = {"status": "failed", "error": str(failure)}
-        (config.output_dir / ERROR_FILE).write_text(f"{failure.__cause__}\n", encoding="utf-8")
-    show()
-    mailbox.close()
+        outcome = run_until_stopped(
+            lambda: _fit(job, attempt, mailbox, shape), stop, request, meanwhile=show, lost=session.LossWatch()
+        )
+        show()
+        mailbox.close()
+    except Abandoned as why:  # Ray is not to be asked any more
+        outcome = {"status": "failed", "error": str(why)}
+    if outcome["status"] == "failed" and request.signal is not None:  # the signal may have reached the workers, too
+        newest = store.newest_intact()
+        outcome = {"status": "interrupted", "step": newest[1].step if newest else 0}
     go_on = f"--resume {config.output_dir}"
     if outcome["status"] == "failed":
         log.finish("failed")
@@ -100,12 +105,8 @@ def _train(config: RunConfig, inputs: Inputs, shape: WorkerShape, log: RunLog) -
     return 0
 
 
-class TrainingFailure(RuntimeError):
-    """Ray Train gave up; the message is one line."""
-
-
 def _fit(job: TrainJob, attempt: str, mailbox: Mailbox, shape: WorkerShape) -> dict[str, Any]:
-    """Start the trainer and wait; returns what rank 0 returned."""
+    """Start the trainer and wait; returns what rank 0 returned, or why Ray Train gave up."""
     import ray.train
     from ray.train.torch import TorchTrainer
 
@@ -128,7 +129,9 @@ def _fit(job: TrainJob, attempt: str, mailbox: Mailbox, shape: WorkerShape) -> d
     try:
         outcome: dict[str, Any] = trainer.fit().return_value
     except ray.train.TrainingFailedError as error:
-        raise TrainingFailure(first_cause(error)) from error
+        with suppress(OSError):  # of a full disk, perhaps
+            (job.config.output_dir / ERROR_FILE).write_text(f"{error}\n", encoding="utf-8")
+        return {"status": "failed", "error": first_cause(error)}
     return outcome
 
 

@@ -69,7 +69,7 @@ def train_loop(parameters: dict[str, Any]) -> dict[str, Any]:
             initial=job.initial,
             resume=resume,
             report=reporter.report,
-            asked_to_stop=StopWatch(mailbox, workers.rank),
+            asked_to_stop=StopWatch(mailbox),
         )
     except TrainingError as error:  # the same on every rank, and no restart would help
         reporter.close()
