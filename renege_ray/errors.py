@@ -1,7 +1,10 @@
 """The one exception that stands for bad input, as opposed to a bug; full disks; any other exception in one line."""
 
 import errno
+import os
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL_TEXTS = (*map(os.strerror, _FULL), "disk is full")  # of libraries that have their own exceptions; of SQLite
 _LONGEST = 300  # characters: some libraries put whole files into a message
 
 
@@ -14,8 +17,15 @@ class UserError(ValueError):
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether an error says that there is no room: a full disk, or a user's share of it."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    """Whether an error, or what it came from, says that there is no room: a full disk, or a user's share of it."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in _FULL:
+            return True
+        if any(text in str(cause) for text in _FULL_TEXTS):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
 
 
 def full_line(error: BaseException) -> str:

@@ -6,6 +6,7 @@ from typing import Protocol, TypeVar
 
 from renege_ray.cluster.plan import not_ready
 from renege_ray.cluster.session import ray_session as session  # first: it sets up Ray's environment
+from renege_ray.cluster.session.console import LOG_FILE, ray_log
 from renege_ray.cluster.session.resources import Node, WorkerShape, worker_shape
 from renege_ray.cluster.tracking import journal
 from renege_ray.cluster.tracking.runs import RunLog, open_run, resolve_uri
@@ -82,7 +83,11 @@ def run_repeatable(
         return 0
     for note in (*inputs.notes, *session.notes_on(config.output_dir)):
         say(note)
-    with hold(config.output_dir), session.shaped_session(config.cluster, partial(shape_on, config)) as shape:
+    with (
+        hold(config.output_dir),
+        ray_log(config.output_dir / LOG_FILE),
+        session.shaped_session(config.cluster, partial(shape_on, config)) as shape,
+    ):
         make_output_dir(config.output_dir, resume=resume)
         write_config(config, config.output_dir)
         identify(config.output_dir)

@@ -11,8 +11,7 @@ from typing import Never
 from renege_ray.errors import UserError, full_line, is_full
 from renege_ray.output.console import leave_console, prepare_console, say
 
-# Ctrl-C; what ends jobs on a cluster; a terminal that was closed.
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _at_once = threading.Event()
 
@@ -24,9 +23,7 @@ def run_job(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | N
     line and 128 + the signal. A bug keeps its traceback.
     """
     prepare_console()
-    main_thread = threading.current_thread() is threading.main_thread()
-    handled = [number for number in STOP_SIGNALS if main_thread and signal.getsignal(number) != signal.SIG_IGN]  # nohup
-    previous = {number: signal.signal(number, _exit) for number in handled}
+    previous = {number: signal.signal(number, _exit) for number in stop_signals()}
     # What transformers has to say of image processors that nothing here uses would drown the job's own lines.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
@@ -37,7 +34,7 @@ def run_job(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | N
     except (_Stopped, KeyboardInterrupt) as stop:
         say("interrupted; --resume OUTPUT_DIR goes on from the last checkpoint, if there is one", error=True)
         code = stop.number if isinstance(stop, _Stopped) else 128 + signal.SIGINT
-    except OSError as error:
+    except Exception as error:
         if not is_full(error):
             raise
         say(f"stopped: {full_line(error)}", error=True)
@@ -49,6 +46,16 @@ def run_job(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | N
     if _at_once.is_set():
         os._exit(code)
     sys.exit(code)
+
+
+def stop_signals() -> tuple[signal.Signals, ...]:
+    """What asks this process to stop: Ctrl-C, what ends jobs on a cluster, and a terminal that was closed, unless nohup
+    keeps that away. Handlers are for the main thread alone: elsewhere there are none.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return ()
+    kept_away = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return tuple(number for number in _STOP_SIGNALS if number != signal.SIGHUP or not kept_away)
 
 
 def leave_at_once() -> None:

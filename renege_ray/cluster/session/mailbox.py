@@ -25,6 +25,7 @@ class _Notes:
     def __init__(self) -> None:
         self._lines: list[str] = []
         self._stop = False
+        self._reason = ""
 
     def post(self, line: str) -> None:
         self._lines.append(line)
@@ -37,6 +38,12 @@ class _Notes:
 
     def stop_requested(self) -> bool:
         return self._stop
+
+    def give_up(self, reason: str) -> None:
+        self._reason = self._reason or reason
+
+    def reason(self) -> str:
+        return self._reason
 
 
 class Mailbox:
@@ -70,6 +77,14 @@ class Mailbox:
                 answer, self._answer = self._answer, None
                 return bool(ray.get(answer))
         return False
+
+    def give_up(self, reason: str) -> None:
+        """Worker: note for all, and for those that replace them, why no restart would help. The first reason stays."""
+        self._ask("give_up", reason)
+
+    def reason_to_give_up(self) -> str:
+        """Worker: what another one has noted; "" if nothing."""
+        return self._ask("reason") or ""
 
     def close(self) -> None:
         """Driver: remove all notes in the end; the cluster may live on."""

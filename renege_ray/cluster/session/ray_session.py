@@ -39,6 +39,7 @@ import ray  # noqa: E402 (reads the environment above)
 import torch  # noqa: E402
 from ray._private import worker  # noqa: E402 (there is no public way to ask for the processes of a node)
 
+from renege_ray.cluster.session.console import MachineWatch  # noqa: E402
 from renege_ray.cluster.session.reachable import check_address, check_temporary_folder, provide_token, why_silent  # noqa: E402
 from renege_ray.cluster.session.resources import Node  # noqa: E402
 from renege_ray.config.jobs import ClusterConfig  # noqa: E402
@@ -108,9 +109,11 @@ def shaped_session(config: ClusterConfig, shape_on: Callable[[Sequence[Node], bo
         connected = ray.is_initialized()
         if not connected:
             _init(address=_address())
+        machines = MachineWatch()
         try:
             yield _shape_on_cluster(config, shape_on)
         finally:
+            machines.close()
             if not connected:
                 _shut_down()
         return
@@ -141,6 +144,10 @@ def _init(**options: Any) -> None:
     handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**options, logging_level=logging.ERROR, log_to_driver=False)
+    except SystemExit:  # of Ray's own handler, whose exit code is not what a shell reports
+        if callable(handler):
+            handler(signal.SIGTERM, None)
+        raise
     except Exception as error:  # of many kinds
         what = "be reached" if _address() else "start on this machine"
         hint = "check RAY_ADDRESS" if _address() else "check RAY_TMPDIR (default: /tmp) and what `ray stop` says"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import TypeVar
 
-from renege_ray.config.program import STOP_SIGNALS
+from renege_ray.config.program import stop_signals
 from renege_ray.errors import describe
 
 T = TypeVar("T")
@@ -75,10 +75,7 @@ def run_until_stopped(
             raise SystemExit(128 + number)
         request.signal = signal.Signals(number)
 
-    main = threading.current_thread() is threading.main_thread()
-    # What a parent has told this process to ignore (nohup) stays ignored.
-    handled = [number for number in STOP_SIGNALS if main and signal.getsignal(number) != signal.SIG_IGN]
-    previous = {number: signal.signal(number, handle) for number in handled}
+    previous = {number: signal.signal(number, handle) for number in stop_signals()}
     thread = threading.Thread(target=target, name="work", daemon=True)
     deadline, lost_since = float("inf"), float("inf")
     try:

@@ -29,8 +29,13 @@ from renege_ray.cluster.sweep.trial import (
     trial_root,
 )
 from renege_ray.cluster.training.checkpoints import CheckpointStore
-from renege_ray.cluster.training.worker_group import checkpoint_of_rank_zero, first_cause, load_together, this_worker
-from renege_ray.errors import UserError
+from renege_ray.cluster.training.worker_group import (
+    checkpoint_of_rank_zero,
+    final_reason,
+    first_cause,
+    load_together,
+    this_worker,
+)
 from renege_ray.sweeps.trial import TrialError, TrialReport
 from renege_ray.training.train import TrainingError
 
@@ -108,18 +113,25 @@ def train_in_group(parameters: dict[str, Any]) -> None:
     """The training function of Ray Train in each worker of a trial."""
     job: SweepJob = parameters["job"]
     task: TrialTask = parameters["task"]
+    mailbox: Mailbox = parameters["mailbox"]
     workers, device = this_worker(), worker_device()
 
     def tell(report: TrialReport) -> None:
         ray.train.report(as_result(report) if workers.rank == 0 else {})
 
-    problem = load_together(lambda: loaded_models.get(task.config, device), workers)
-    if isinstance(problem, str):
-        tell(failure(problem))
+    if reason := mailbox.reason_to_give_up():
+        tell(failure(reason))
         return
-    resume = checkpoint_of_rank_zero(CheckpointStore(trial_root(job.root, task.folder)), workers)
-    stop = StopWatch(parameters["mailbox"])
     try:
-        run_trial(job, task, workers, device, tell, resume, stop)
-    except (TrialError, TrainingError, UserError) as error:  # the same on every rank, and no restart would help
+        problem = load_together(lambda: loaded_models.get(task.config, device), workers)
+        if isinstance(problem, str):
+            tell(failure(problem))
+            return
+        resume = checkpoint_of_rank_zero(CheckpointStore(trial_root(job.root, task.folder)), workers)
+        run_trial(job, task, workers, device, tell, resume, StopWatch(mailbox))
+    except (TrialError, TrainingError) as error:  # the same on every rank, and no restart would help
         tell(failure(error))
+    except Exception as error:
+        if reason := final_reason(error):
+            mailbox.give_up(reason)  # all find it when Ray Train starts them anew
+        raise

@@ -14,7 +14,7 @@ from renege_ray.cluster.session.device import worker_device
 from renege_ray.cluster.session.mailbox import Mailbox, StopWatch
 from renege_ray.cluster.tracking.run_log import RunLog
 from renege_ray.cluster.training.checkpoints import CheckpointStore, checkpoint_name
-from renege_ray.cluster.training.worker_group import checkpoint_of_rank_zero, load_together, this_worker
+from renege_ray.cluster.training.worker_group import checkpoint_of_rank_zero, final_reason, load_together, this_worker
 from renege_ray.config.run import RunConfig
 from renege_ray.models.base import TextToImage
 from renege_ray.models.load import load_model
@@ -50,7 +50,22 @@ def train_loop(parameters: dict[str, Any]) -> dict[str, Any]:
     """
     job: TrainJob = parameters["job"]
     mailbox: Mailbox = parameters["mailbox"]
+    if reason := mailbox.reason_to_give_up():
+        return {"status": "failed", "error": reason}
     workers = this_worker()
+    try:
+        return _train(job, mailbox, workers)
+    except Exception as error:
+        reason = final_reason(error)
+        if not reason:
+            raise
+        mailbox.give_up(reason)
+        if workers.world_size > 1:
+            raise  # the others may be waiting for this one: Ray Train starts all anew, and then all find the reason
+        return {"status": "failed", "error": reason}
+
+
+def _train(job: TrainJob, mailbox: Mailbox, workers: Workers) -> dict[str, Any]:
     resume = checkpoint_of_rank_zero(CheckpointStore(job.root), workers)
     torch.set_num_threads(resume.threads if resume else job.threads)
 
@@ -105,10 +120,14 @@ class _Reporter:
         if self._rank != 0:
             return
         self._line = ProgressLine(job.config.optim.steps, resume.step if resume else 0)
-        where = f"from the checkpoint at step {resume.step}" if resume else "from the start"
+        group = (
+            f"{workers.world_size} worker(s) with {torch.get_num_threads()} thread(s) on {model.device.type} "
+            f"({str(model.dtype).removeprefix('torch.')})"
+        )
         self._mailbox.post(
-            f"{workers.world_size} worker(s) with {torch.get_num_threads()} thread(s) on {model.device.type}"
-            f" ({str(model.dtype).removeprefix('torch.')}); training {where}"
+            f"going on with {group} from the checkpoint at step {resume.step}"
+            if resume
+            else f"{group}; training from the start"
         )
         self._mailbox.post(f"{model.name} ({type(model).__name__}); negative of {model.embedding_layout.describe()}")
         cut = model.count_truncated(list(job.prompts.train))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from renege_ray.cluster.session.device import worker_device
 from renege_ray.cluster.training.checkpoints import CheckpointStore
-from renege_ray.errors import UserError
+from renege_ray.errors import UserError, full_line, is_full
 from renege_ray.sampling.workers import Workers
 from renege_ray.training.state import TrainingState
 
@@ -30,6 +30,13 @@ def load_together(load: Callable[[], T], workers: Workers) -> T | str:
     if failed or loaded is None:
         return problem or f"{failed} of {workers.world_size} workers could not load the model (see their logs)"
     return loaded
+
+
+def final_reason(error: Exception) -> str:
+    """Why no restart would help against an error of a worker; "" where one might."""
+    if isinstance(error, UserError):
+        return str(error)
+    return full_line(error) if is_full(error) else ""
 
 
 def this_worker() -> Workers:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from renege_ray.cluster.session.signals import Abandoned, StopRequest, run_until_stopped
-from renege_ray.config.program import STOP_SIGNALS
+from renege_ray.config.program import stop_signals
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -29,7 +29,7 @@ def nothing() -> None:
     pass
 
 
-@pytest.mark.parametrize("number", STOP_SIGNALS)
+@pytest.mark.parametrize("number", stop_signals())
 def test_work_that_stops_when_it_is_asked_to_has_its_own_end(number: signal.Signals) -> None:
     asked, request = threading.Event(), StopRequest()
 
@@ -86,8 +86,8 @@ PROGRAM = """
 import sys, time
 from renege_ray.config.program import run_job
 def main(argv):
-    print("begun", flush=True)
     try:
+        print("begun", flush=True)
         time.sleep(30)
     finally:
         print("cleaned up", flush=True)
@@ -96,7 +96,7 @@ run_job(main)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", STOP_SIGNALS)
+@pytest.mark.parametrize("number", stop_signals())
 def test_where_nothing_can_be_asked_a_signal_ends_the_program_cleanly(number: signal.Signals) -> None:
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     process = subprocess.Popen([sys.executable, "-c", PROGRAM], cwd=ROOT, text=True, **pipes)  # type: ignore[call-overload]
