@@ -4,13 +4,12 @@ A reward that is trained against rises by itself; what counts is whether rewards
 the same of the same images.
 """
 
-import math
 from collections.abc import Sequence
 from itertools import combinations
 
 import pandas as pd
 
-from renege_ray.evaluation.comparison import Comparison
+from renege_ray.evaluation.comparison import Comparison, verdict
 from renege_ray.output.numbers import digits_for, interval, number
 
 
@@ -18,14 +17,14 @@ def disagreements(comparison: Comparison, train_score: str, others: Sequence[str
     """A sentence for every two methods of which another score does not say what the training reward says, with the
     contradictions first, and one for all those of which they do.
 
-    A score says something where the 95 % interval of the paired difference excludes zero.
+    A score says something where the 95 % interval of the paired difference excludes zero, and what is as good as zero.
     """
     if not others:
         return ["No score beside the training reward was measured that could confirm it."]
     contradicted, unconfirmed, agreed = [], [], 0
     for lower, higher in combinations(comparison.methods, 2):
         row = comparison.between(train_score, higher, lower)
-        trained = verdict(row)
+        trained = _verdict(row)
         if trained is None:
             return ["There are too few prompts or seeds to say whether the scores agree: no interval is claimed."]
         better, worse = (higher, lower) if trained >= 0 else (lower, higher)
@@ -46,10 +45,8 @@ def disagreements(comparison: Comparison, train_score: str, others: Sequence[str
     return found
 
 
-def verdict(row: pd.Series) -> int | None:
-    """1 where the difference is surely above zero, -1 below, 0 where that cannot be told; None without an interval."""
-    low, high = float(row["difference_low"]), float(row["difference_high"])
-    return None if math.isnan(low) or math.isnan(high) else int(low > 0) - int(high < 0)
+def _verdict(row: pd.Series) -> int | None:
+    return verdict(*(float(row[name]) for name in ("difference_low", "difference_high", "least_difference")))
 
 
 def amount(row: pd.Series) -> str:
@@ -62,7 +59,7 @@ def amount(row: pd.Series) -> str:
 def _claim(row: pd.Series) -> str:
     """What the training reward says of the row's two methods, of which it does not put the second above."""
     score, _, method, other = row.name
-    if not verdict(row):
+    if not _verdict(row):
         return f"{score} sees no difference of {method} and {other}"
     return f"{score} puts {method} above {other} ({amount(row)})"
 
@@ -74,7 +71,7 @@ def _against(rows: Sequence[pd.Series], *, claimed: bool) -> list[str]:
     found = []
     for row in rows:
         score, _, method, other = row.name
-        said = verdict(row)
+        said = _verdict(row)
         if claimed and said == -1:
             found.append(f"{score} says the opposite ({amount(row)})")
         elif not claimed and said:
@@ -84,7 +81,7 @@ def _against(rows: Sequence[pd.Series], *, claimed: bool) -> list[str]:
 
 def _doubts(rows: Sequence[pd.Series]) -> list[str]:
     """Which other scores do not tell whether the rows' method is better, after those that do; [] where all tell."""
-    said = {row.name[0]: verdict(row) for row in rows}
+    said = {row.name[0]: _verdict(row) for row in rows}
     if all(said.values()):
         return []
     words = {

@@ -14,7 +14,15 @@ import numpy as np
 import pandas as pd
 
 from renege_ray.output.image_statistics import ImageStatistics
-from renege_ray.output.statistics import RESAMPLES, Array, as_rates, bootstrap_means, wins, without_pair_effects
+from renege_ray.output.statistics import (
+    RESAMPLES,
+    Array,
+    as_rates,
+    bootstrap_means,
+    least_difference,
+    wins,
+    without_pair_effects,
+)
 
 ALL = "all"  # the style that stands for every pair
 OK, BLACK, NAN, FAILED = "ok", "black", "nan", "failed"
@@ -38,6 +46,13 @@ class Step:
     low: float
     """Of its interval, to `high`."""
     high: float
+    least: float
+    """What is not more than this is no difference, see `renege_ray.output.statistics.least_difference`."""
+
+    @property
+    def verdict(self) -> int | None:
+        """1 where the second is surely above the first, -1 below, 0 where none can be told, None without interval."""
+        return verdict(self.low, self.high, self.least)
 
     @property
     def separated(self) -> bool:
@@ -48,7 +63,14 @@ class Step:
         above the upper end of the other where mean d > sqrt(2) (mean d - low). Freed of what all methods share, the
         two would be as uncertain as the other methods are variable.
         """
-        return self.difference > math.sqrt(2) * (self.difference - self.low)
+        return self.verdict == 1 and self.difference > math.sqrt(2) * (self.difference - self.low)
+
+
+def verdict(low: float, high: float, least: float) -> int | None:
+    """1 where a difference with this interval is surely above zero, -1 below, 0 where neither can be told; None where
+    no interval is claimed. What is not more than `least` is as good as zero.
+    """
+    return None if math.isnan(low) or math.isnan(high) else int(low > least) - int(high < -least)
 
 
 @dataclass(frozen=True)
@@ -62,6 +84,8 @@ class Comparison:
     """(P rows) prompt_id, seed, prompt, style, pair_index, in the order of prompt_id and pair_index."""
     values: dict[str, Array]
     """By score (P, M) float64, NaN where there is none."""
+    least: dict[str, float]
+    """By score: what two of its values have to differ by; else they tie."""
     counts: pd.DataFrame
     """A row a method: images, ok, black, nan, failed, marked."""
     means: pd.DataFrame
@@ -70,8 +94,8 @@ class Comparison:
     """
     comparisons: pd.DataFrame
     """A row for each score, style and two methods: difference (method minus other) and win_rate of method over other
-    (ties half), each with its interval _low, _high; pairs, prompts. Image statistics have no better or worse, hence no
-    win rate.
+    (ties half), each with its interval _low, _high; pairs, prompts; least_difference: what is not more is a tie. Image
+    statistics have no better or worse, hence no win rate.
     """
 
     @classmethod
@@ -107,12 +131,13 @@ class Comparison:
             for score in scores:
                 found = mine[score_column(score)].to_numpy(dtype=float, na_value=np.nan)
                 values[score][index, column] = np.where(good & np.isfinite(found), found, np.nan)
+        least = {score: least_difference(*found.T) for score, found in values.items()}
         styles = tuple(sorted({style for style in pairs["style"] if style}))
         subsets = {ALL: np.ones(len(pairs), dtype=bool)}
         if len(styles) > 1:
             subsets |= {style: (pairs["style"] == style).to_numpy() for style in styles}
         estimated = [
-            _estimate(pairs[subset], {s: v[subset] for s, v in values.items()}, methods, style, seed, resamples)
+            _estimate(pairs[subset], {s: v[subset] for s, v in values.items()}, least, methods, style, seed, resamples)
             for style, subset in subsets.items()
         ]
         return cls(
@@ -121,6 +146,7 @@ class Comparison:
             tuple(name for name in subsets if name != ALL),
             pairs,
             values,
+            least,
             _counts(rows, methods),
             pd.concat([means for means, _ in estimated], ignore_index=True),
             pd.concat([comparisons for _, comparisons in estimated], ignore_index=True),
@@ -147,8 +173,8 @@ class Comparison:
         found = []
         for lower, higher in pairwise(self.methods):
             row = self.between(score, higher, lower, style)
-            bounds = float(row["difference_low"]), float(row["difference_high"])
-            found.append(Step(lower, higher, float(row["difference"]), *bounds))
+            names = ("difference", "difference_low", "difference_high", "least_difference")
+            found.append(Step(lower, higher, *(float(row[name]) for name in names)))
         return found
 
     def splits(self, count: int = 10) -> pd.DataFrame:
@@ -190,16 +216,23 @@ class Comparison:
 
 
 def _estimate(
-    pairs: pd.DataFrame, values: dict[str, Array], methods: Sequence[str], style: str, seed: int, resamples: int
+    pairs: pd.DataFrame,
+    values: dict[str, Array],
+    least: dict[str, float],
+    methods: Sequence[str],
+    style: str,
+    seed: int,
+    resamples: int,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The rows of `means` and of `comparisons` for the pairs of one style. All columns see the same resamples."""
     two = list(permutations(range(len(methods)), 2))
     first = [found[:, i] for found in values.values() for i, _ in two]
     second = [found[:, j] for found in values.values() for _, j in two]
+    won = [wins(found[:, i], found[:, j], least[score]) for score, found in values.items() for i, j in two]
     parts = [
         np.concatenate(list(values.values()), axis=1),
         np.concatenate([without_pair_effects(found) for found in values.values()], axis=1),
-        *([np.stack(first, axis=1) - np.stack(second, axis=1), wins(first, second).T] if two else []),
+        *([np.stack(first, axis=1) - np.stack(second, axis=1), np.stack(won, axis=1)] if two else []),
     ]
     found = bootstrap_means(np.concatenate(parts, axis=1), list(pairs["prompt_id"]), seed=seed, resamples=resamples)
     if pairs["seed"].nunique() < 2:  # what holds for one noise says nothing of another
@@ -219,6 +252,7 @@ def _estimate(
         for end, numbers in (("", interval.mean), ("_low", interval.low), ("_high", interval.high)):
             comparisons[f"{name}{end}"] = pd.Series(numbers).where(ranked | (name == "difference"))
     comparisons["pairs"], comparisons["prompts"] = difference.pairs, difference.prompts
+    comparisons["least_difference"] = comparisons["score"].map(least)
     return means, comparisons
 
 

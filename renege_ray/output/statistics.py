@@ -15,6 +15,12 @@ Z_95 = 1.96  # half the width of a normal 95 % interval, in standard errors
 RESAMPLES = 10_000
 # Of five prompts that all agree nothing follows at 5 % (two-sided sign test: 2 / 2^5 = 0.06), of six it does.
 FEWEST_PROMPTS = 6
+# Two scores that differ by less than this say nothing. An embedding is stored in float16, so it is off by up to 2^-11
+# of itself. Of null against null as stored, the embedded model's scores differ by up to 3 * 10^-4 of their spread over
+# the pairs (99 of 100 by less than 4 * 10^-5): a third of float16's spacing.
+QUARTILES = 1.349  # how far they are apart in a normal distribution, in standard deviations
+STORED = 2.0**-10  # of a score's spread
+COMPUTED = 2.0**-20  # of its size: float32's spacing, times what a sum of some terms makes of it
 _CHUNK = 500  # resamples held in memory at once
 
 Array = NDArray[np.float64]
@@ -89,10 +95,32 @@ def as_rates(found: Intervals) -> Intervals:
     return Intervals(found.mean, low, high, found.pairs, found.prompts)
 
 
-def wins(first: ArrayLike, second: ArrayLike) -> Array:
-    """1 where the first is larger, 0 where the second is, 1/2 where they tie, NaN where either is missing."""
-    first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
-    return np.where(np.isnan(first) | np.isnan(second), np.nan, (np.sign(first - second) + 1) / 2)
+def least_difference(*methods: ArrayLike) -> float:
+    """By how much two scores have to differ to say anything: what is not more than this is a tie.
+
+    Args:
+        methods: a score of each method over the pairs, (P,) each, NaN where it is missing. Its spread is the normal
+            one with their quartiles, and of the methods that of the middle one: neither a few pairs, nor a method that
+            has gone astray or always gets the same, decide for the others.
+    """
+    columns = [column[~np.isnan(column)] for column in (np.asarray(method, dtype=np.float64) for method in methods)]
+    columns = [column for column in columns if len(column)]
+    if not columns:
+        return 0.0
+    quartiles = np.array([np.quantile(column, [0.25, 0.75]) for column in columns])
+    spread = float(np.median(quartiles[:, 1] - quartiles[:, 0])) / QUARTILES
+    size = float(np.median([np.median(np.abs(column)) for column in columns]))
+    return max(STORED * spread, COMPUTED * size)
+
+
+def wins(first: ArrayLike, second: ArrayLike, least: float = 0.0) -> Array:
+    """1 where the first is larger, 0 where the second is, 1/2 where they tie, NaN where either is missing.
+
+    `least`: see `least_difference`.
+    """
+    difference = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
+    tied = np.abs(difference) <= least
+    return np.where(np.isnan(difference), np.nan, (np.sign(np.where(tied, 0.0, difference)) + 1) / 2)
 
 
 def without_pair_effects(values: ArrayLike) -> Array:

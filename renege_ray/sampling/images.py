@@ -1,10 +1,12 @@
 """Use case: compare negatives by full generations on the same prompts and seeds."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,6 +14,7 @@ from renege_ray.config.run import SamplingConfig
 from renege_ray.method.rollout import rollout
 from renege_ray.models.base import TextToImage
 from renege_ray.output.image_statistics import ImageStatistics
+from renege_ray.output.statistics import least_difference, wins
 from renege_ray.prompts.sources import pair_seed, prompt_id
 from renege_ray.rewards.base import Scorer, VideoScorer
 from renege_ray.rewards.video.frames import middle_frame, over_frames
@@ -73,11 +76,11 @@ class Evaluation:
         return float(self.scores[method][score].nanmean())
 
     def win_rate(self, method: str, other: str, score: str) -> float:
-        """The share of pairs on which `method` scores above `other`; a tie counts half."""
-        a, b = self.scores[method][score], self.scores[other][score]
-        valid = ~(a.isnan() | b.isnan())
-        wins = (a > b).double() + 0.5 * (a == b).double()
-        return float(wins[valid].mean())
+        """The share of pairs on which `method` scores above `other`; a tie (`least_difference`) counts half."""
+        first, second = self.scores[method][score].numpy(), self.scores[other][score].numpy()
+        least = least_difference(*(found[score].numpy() for found in self.scores.values() if score in found))
+        won = wins(first, second, least)
+        return float(won[~np.isnan(won)].mean()) if not np.isnan(won).all() else math.nan
 
     def metrics(self) -> dict[str, float]:
         """`eval/<method>/<score>/mean` of every score, and `eval/<method>/win_rate_vs_<other>/<score>` of

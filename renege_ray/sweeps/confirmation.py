@@ -6,6 +6,8 @@ from statistics import fmean, stdev
 
 from scipy import stats
 
+from renege_ray.output.statistics import least_difference
+
 CONFIDENCE = 0.95
 
 
@@ -45,7 +47,9 @@ class SeedComparison:
             else "on one seed, which says nothing of chance"
         )
         figures = f"{mean:+.4f} on {self.metric} ({interval})"
-        better, worse = (low > 0, high < 0) if self.maximise else (high < 0, low > 0)
+        least = least_difference(self.best, self.default)
+        above, below = low > least, high < -least
+        better, worse = (above, below) if self.maximise else (below, above)
         if better:
             return f"the best setting beats the preset's defaults on fresh seeds and held-out prompts: {figures}"
         if worse:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from renege_ray.output.parquet_folder import NewFiles, ParquetFolder
 from renege_ray.output.pictures import render, text_table
-from renege_ray.output.statistics import Z_95
+from renege_ray.output.statistics import Z_95, least_difference, wins
 from renege_ray.sampling.run_rewards import REWARD
 from renege_ray.tuning.scores import EVAL, METHODS, TUNE, column
 from renege_ray.tuning.table import FAILED, TRUNCATED
@@ -33,13 +33,13 @@ class Gain:
     improved: float
 
     @classmethod
-    def of(cls, gains: np.ndarray) -> "Gain":
-        """From the gains of the prompts that have one."""
+    def of(cls, gains: np.ndarray, least: float = 0.0) -> "Gain":
+        """From the gains of the prompts that have one; what is not more than `least` is no improvement."""
         gains = gains[~np.isnan(gains)]
         if not len(gains):
             return cls(math.nan, math.nan, math.nan)
         error = float(gains.std(ddof=1) / math.sqrt(len(gains))) if len(gains) > 1 else math.nan
-        return cls(float(gains.mean()), error, float((gains > 0).mean()))
+        return cls(float(gains.mean()), error, float((gains > least).mean()))
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -92,6 +92,10 @@ class TuningReport:
         difference: np.ndarray = self[column(score, "prompt", split)] - self[column(score, "global", split)]
         return difference
 
+    def least(self, score: str = REWARD, split: str = EVAL) -> float:
+        """What two means of a prompt have to differ by; else they tie."""
+        return least_difference(*(self[column(score, method, split)] for method in METHODS)) if self.rows else 0.0
+
     def live_metrics(self) -> dict[str, float]:
         """The aggregates that are told while the job works."""
         tuned, fresh = Gain.of(self.gains(split=TUNE)), Gain.of(self.gains(split=EVAL))
@@ -110,14 +114,14 @@ class TuningReport:
                 for score in self.scores:
                     figures[f"{split}/{method}/{score}/mean"] = _mean(self[column(score, method, split)])
             for score in self.scores:
-                gain = Gain.of(self.gains(score, split))
+                gain = Gain.of(self.gains(score, split), self.least(score, split))
                 figures[f"{split}/gain/{score}/mean"] = gain.mean
                 figures[f"{split}/gain/{score}/low"], figures[f"{split}/gain/{score}/high"] = gain.interval
                 figures[f"{split}/gain/{score}/improved"] = gain.improved
         for other in METHODS[:-1]:
             for score in self.scores:
-                gains = self[column(score, "prompt", EVAL)] - self[column(score, other, EVAL)]
-                figures[f"eval/prompt/win_rate_vs_{other}/{score}"] = _win_rate(gains)
+                prompt, others = self[column(score, "prompt", EVAL)], self[column(score, other, EVAL)]
+                figures[f"eval/prompt/win_rate_vs_{other}/{score}"] = _mean(wins(prompt, others, self.least(score)))
         ok = self["status"] != FAILED
         return figures | {
             "tuning/rows": float(self.rows),
@@ -126,7 +130,7 @@ class TuningReport:
             "tuning/steps": _mean(self["steps"][ok]),
             "tuning/best_step": _mean(self["best_step"][ok]),
             "tuning/stopped_early": _mean(self["stopped_early"][ok]),
-            "tuning/not_below_global": _mean(self.gains(split=TUNE)[ok] >= 0),
+            "tuning/not_below_global": _mean(self.gains(split=TUNE)[ok] >= -self.least(split=TUNE)),
         }
 
     def text(self) -> str:
@@ -143,7 +147,7 @@ class TuningReport:
             for method in METHODS:
                 means = [_number(_mean(self[column(score, method, split)])) for score in shown]
                 rows.append([LABELS[method], words, *means])
-            gains = [Gain.of(self.gains(score, split)) for score in shown]
+            gains = [Gain.of(self.gains(score, split), self.least(score, split)) for score in shown]
             rows.append(["gain over global", words, *(_number(gain.mean, "+") for gain in gains)])
             rows.append(["  +- (95 %)", words, *(_number(Z_95 * gain.standard_error) for gain in gains)])
             rows.append(["  share improved", words, *(f"{gain.improved:.2f}" for gain in gains)])
@@ -233,11 +237,11 @@ def _draw_updates(axes: "Axes", report: TuningReport) -> None:
 
 def _by_category(report: TuningReport) -> tuple[list[str], list[float], list[float], list[float]]:
     """Name, mean gain on fresh seeds, 95 % half width, share improved; the largest categories, all in the end."""
-    gains, categories = report.gains(), report["category"]
+    gains, categories, least = report.gains(), report["category"], report.least()
     counts = {name: int((categories == name).sum()) for name in dict.fromkeys(categories) if name}
     largest = sorted(counts, key=lambda name: -counts[name])[:20]
-    groups = {f"{name} ({counts[name]})": Gain.of(gains[categories == name]) for name in largest}
-    groups[f"all ({report.rows})"] = Gain.of(gains)
+    groups = {f"{name} ({counts[name]})": Gain.of(gains[categories == name], least) for name in largest}
+    groups[f"all ({report.rows})"] = Gain.of(gains, least)
     return (
         list(groups),
         [gain.mean for gain in groups.values()],
@@ -259,12 +263,6 @@ def _mean(values: np.ndarray) -> float:
     values = np.asarray(values, dtype=float)
     values = values[~np.isnan(values)]
     return float(values.mean()) if len(values) else math.nan
-
-
-def _win_rate(gains: np.ndarray) -> float:
-    """The share above zero; a tie counts half."""
-    gains = gains[~np.isnan(gains)]
-    return float((gains > 0).mean() + 0.5 * (gains == 0).mean()) if len(gains) else math.nan
 
 
 def _number(value: float, sign: str = "") -> str:

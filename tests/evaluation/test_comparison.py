@@ -7,9 +7,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from renege_ray.config.run import ModelConfig, SamplingConfig
 from renege_ray.evaluation.agreement import disagreements
 from renege_ray.evaluation.comparison import ALL, Comparison
+from renege_ray.evaluation.report.page import answer
+from renege_ray.method.embedding import as_stored
+from renege_ray.models.load import load_model
 from renege_ray.output.statistics import bootstrap_means, without_pair_effects
+from renege_ray.rewards.load import load_scorers
+from renege_ray.sampling.images import evaluate, make_pairs
 from tests.evaluation_tables import evaluation_table, made_up_scores
 
 METHODS = ["null", "handwritten", "global", "prompt"]
@@ -41,7 +47,8 @@ def test_figures_are_those_of_plain_pandas(table: pd.DataFrame, comparison: Comp
             found = comparison.between("held_out", method, other, style)
             difference = wide[method] - wide[other]
             assert found["difference"] == pytest.approx(difference.mean())
-            assert found["win_rate"] == pytest.approx((difference > 0).mean())
+            ties = difference.abs() <= found["least_difference"]
+            assert found["win_rate"] == pytest.approx((difference[~ties] > 0).sum() / len(wide) + ties.mean() / 2)
             assert found["difference_low"] < found["difference"] < found["difference_high"]
             assert (found["pairs"], found["prompts"]) == (len(wide), len(wide) // 2)
             opposite = comparison.between("held_out", other, method, style)
@@ -116,6 +123,45 @@ def test_ties_count_half() -> None:
     ones, steps = np.ones(40), np.arange(40.0)
     table = evaluation_table({"null": {"toy": ones}, "global": {"toy": np.where(steps < 10, 2.0, 1.0)}})
     assert compare(table, ["toy"], ["null", "global"]).between("toy", "global", "null")["win_rate"] == 0.625
+
+
+def test_an_embedding_that_differs_by_its_rounding_alone_ties() -> None:
+    """Null and null as it is stored, by the embedded model: rates of one half, no difference in words or signs."""
+    model, pairs = load_model(ModelConfig(id="toy")), make_pairs(["a red circle on blue", "a square", "stripes"], 24, 0)
+    null = model.null_embedding()
+    negatives = {"null": null, "global": as_stored(null), "other": null + 0.05}
+    sampling, scorers = (
+        SamplingConfig(num_inference_steps=6, guidance_scale=2.5, gradient_steps=(1, 4)),
+        load_scorers(["toy", "toy_held_out"]),
+    )
+    found = evaluate(model, negatives, pairs, list(scorers.values()), sampling, batch_size=24)
+    scores = {method: {s: found.scores[method][s].numpy() for s in scorers} for method in negatives}
+    for score in scorers:
+        assert (scores["global"][score] != scores["null"][score]).mean() > 0.5, (
+            "equal to the last bit: nothing is tested"
+        )
+        assert found.win_rate("global", "null", score) == found.win_rate("null", "global", score) == 0.5
+        assert found.win_rate("other", "null", score) != 0.5
+    prompts = [f"prompt {i}" for i in range(24)]
+    table = evaluation_table(scores, prompts=prompts, styles=("one", "two"))
+    compared = compare(table, list(scorers), ["null", "global", "other"])
+    for score in scorers:
+        for style in (ALL, "one", "two"):
+            row = compared.between(score, "global", "null", style)
+            assert row["win_rate"] == 0.5 and 0 < row["least_difference"] < 0.01
+        assert compared.steps(score)[0].verdict == 0 and not compared.steps(score)[0].separated
+    assert answer(compared, "toy")[1]["sign"] == "≈" and "no difference" in answer(compared, "toy")[1]["words"]
+    assert not any(
+        "above null" in said or "null above" in said for said in disagreements(compared, "toy", ["toy_held_out"])
+    )
+
+
+def test_a_small_gain_that_is_true_still_wins() -> None:
+    null = np.random.default_rng(0).normal(size=60)
+    table = evaluation_table({"null": {"toy": null}, "global": {"toy": null + 0.01}})
+    found = compare(table, ["toy"], ["null", "global"])
+    assert found.between("toy", "global", "null")["win_rate"] == 1.0
+    assert found.steps("toy")[0].verdict == 1
 
 
 def test_splits_are_those_of_hpsv2(table: pd.DataFrame, comparison: Comparison) -> None:

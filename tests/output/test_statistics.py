@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from renege_ray.output.statistics import FEWEST_PROMPTS, as_rates, bootstrap_means, wins, without_pair_effects
+from renege_ray.output.statistics import (
+    FEWEST_PROMPTS,
+    as_rates,
+    bootstrap_means,
+    least_difference,
+    wins,
+    without_pair_effects,
+)
 
 
 @pytest.fixture
@@ -84,6 +91,7 @@ def test_few_prompts_claim_nothing() -> None:
 def test_wins_and_their_rates(generator: np.random.Generator) -> None:
     assert wins([2, 1, 1, math.nan], [1, 2, 1, 0]).tolist()[:3] == [1.0, 0.0, 0.5]
     assert np.isnan(wins([2, 1, 1, math.nan], [1, 2, 1, 0])[3])
+    assert wins([2, 1, 1.2, math.nan], [1, 2, 1, 0], 0.3).tolist()[:3] == [1.0, 0.0, 0.5]
 
     share = np.zeros((400, 1))
     share[:240] = 1.0
@@ -95,6 +103,26 @@ def test_wins_and_their_rates(generator: np.random.Generator) -> None:
         found = as_rates(bootstrap_means(np.full((20, 1), unanimous), list(range(20))))
         expected = scipy.stats.binomtest(int(20 * unanimous), 20).proportion_ci(method="exact")
         np.testing.assert_allclose([found.low[0], found.high[0]], expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e4])
+def test_what_is_less_than_an_embedding_is_stored_with_is_a_tie(generator: np.random.Generator, size: float) -> None:
+    """Whatever the score's scale and zero; a gain of a hundredth of its spread is none of this."""
+    null = size * generator.normal(size=200) + 3 * size
+    rounded = null + 3e-4 * size * generator.uniform(-1, 1, size=200)
+    gain, wild = null + 0.01 * size, 1000 * size * generator.normal(size=200)
+    least = least_difference(null, rounded, gain, wild, np.full(200, size))
+    assert set(wins(rounded, null, least)) == {0.5}
+    assert set(wins(gain, null, least)) == {1.0}
+    assert set(wins(rounded, gain, least)) == {0.0}
+
+
+def test_float32s_own_rounding_of_a_constant_score_is_a_tie() -> None:
+    constant, rounded = np.full(5, 21.3), np.full(5, float(np.float32(21.3)))
+    least = least_difference(constant, rounded)
+    assert set(wins(constant, rounded, least)) == {0.5} and set(wins(constant + 0.001, rounded, least)) == {1.0}
+    assert least_difference([math.nan], []) == least_difference() == 0.0
+    assert set(wins([2.0], [1.0], least_difference([2.0], [1.0]))) == {1.0}
 
 
 def test_pair_effects_are_removed(generator: np.random.Generator) -> None:

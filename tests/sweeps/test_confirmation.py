@@ -25,6 +25,8 @@ def test_the_interval_is_that_of_a_paired_t_test() -> None:
         (DEFAULT, BEST, False, "beats"),
         ((3.3, 3.1, 3.2), (3.2, 3.2, 3.2), True, "may be luck"),
         ((3.3,), (3.2,), True, "may be luck"),
+        (tuple(x + 1e-5 for x in DEFAULT), DEFAULT, True, "may be luck"),  # the same but for rounding
+        (tuple(x - 1e-5 for x in DEFAULT), DEFAULT, True, "may be luck"),
     ],
 )
 def test_luck_is_called_luck(best: tuple[float], default: tuple[float], maximise: bool, words: str) -> None:

@@ -319,3 +319,20 @@ def test_gains_of_few_prompts_claim_no_interval() -> None:
     assert Gain.of(np.array([1.0, math.nan])).mean == 1.0
     assert math.isnan(Gain.of(np.array([1.0])).interval[0])
     assert Gain.of(np.array([1.0, 0.0])).improved == 0.5
+    assert Gain.of(np.array([1.0, 1e-5, -1.0, 0.0]), least=1e-4).improved == 0.25
+
+
+def test_prompts_that_gain_by_rounding_alone_tie(tmp_path: Path) -> None:
+    """Of 40 prompts, 10 gain, and 30 are what they were but for the storage type's rounding."""
+    scores = np.random.default_rng(0).normal(size=40)
+    gained = np.where(np.arange(40) < 10, 0.5, 2e-4)
+    rows = {column("reward", method, split): scores for method in METHODS for split in (TUNE, EVAL)}
+    rows |= {column("reward", "prompt", EVAL): scores + gained, column("reward", "prompt", TUNE): scores - 2e-4}
+    rows |= {name: np.zeros(40) for name in ("steps", "best_step", "stopped_early")} | {"status": np.full(40, "ok")}
+    pd.DataFrame(rows).to_parquet(tmp_path / "part.parquet")
+    report = TuningReport()
+    report.update(TuningTable(str(tmp_path)))
+    metrics = report.metrics()
+    assert metrics["eval/gain/reward/improved"] == 0.25
+    assert metrics["eval/prompt/win_rate_vs_global/reward"] == metrics["eval/prompt/win_rate_vs_null/reward"] == 0.625
+    assert metrics["tuning/not_below_global"] == 1.0

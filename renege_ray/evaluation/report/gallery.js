@@ -112,7 +112,7 @@
     if (state.order === "disagreement") shownScores.push(Number(byId("against").value));
     for (const score of shownScores) {
       const found = gain(pair, score);
-      const direction = found > 0 ? "up" : found < 0 ? "down" : "";
+      const direction = found > facts.least[score] ? "up" : found < -facts.least[score] ? "down" : "";
       line.append(element("span", { class: `gain ${direction}` }, `${scores[score]} ${shown(found, score, true)}`));
     }
     if (style(pair)) line.append(element("span", {}, style(pair)));
@@ -187,7 +187,8 @@
       const best = Math.max(...found.map((number) => (number === null ? -Infinity : number)));
       const row = element("tr", {}, element("th", { scope: "row" }, name));
       for (const number of found) {
-        const wins = facts.ranked[score] && number === best && found.some((other) => other !== best);
+        const ahead = (other) => best - (other === null ? -Infinity : other) > facts.least[score];
+        const wins = facts.ranked[score] && number !== null && !ahead(number) && found.some(ahead);
         row.append(element("td", { class: wins ? "figure best" : "figure" }, shown(number, score)));
       }
       body.append(row);

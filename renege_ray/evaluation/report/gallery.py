@@ -95,6 +95,7 @@ def _facts(
         "scores": list(comparison.scores),
         "ranked": [score not in ImageStatistics.names for score in comparison.scores],
         "digits": [digits_of(comparison, score) for score in comparison.scores],
+        "least": [comparison.least[score] for score in comparison.scores],
         "prompts": list(prompts),
         "styles": list(styles),
         "pairs": [

@@ -86,24 +86,20 @@ def answer(comparison: Comparison, score: str) -> list[dict[str, str]]:
 
 
 def _sign(step: Step) -> str:
-    if step.low > 0:
-        return "<"
-    return ">" if step.high < 0 else "≈" if step.low <= 0 <= step.high else "?"
+    return {1: "<", 0: "≈", -1: ">", None: "?"}[step.verdict]
 
 
 def _words(step: Step, digits: int) -> str:
     by = f"{number(step.difference, digits, signed=True)} {interval(step.low, step.high, digits)}"
-    if step.low <= 0 <= step.high:
+    if step.verdict is None:
+        return f"{number(step.difference, digits, signed=True)} against {step.lower}; no interval is claimed"
+    if step.verdict == 0:
         return f"{by}: no difference can be told from {step.lower}"
+    if step.verdict == -1:
+        return f"{by}: below {step.lower}"
     if step.separated:
         return f"{by}: above {step.lower}, and the intervals of the two, freed of what they share, do not overlap"
-    if step.low > 0:
-        return f"{by}: above {step.lower}, but the intervals of the two, freed of what they share, overlap"
-    return (
-        f"{by}: below {step.lower}"
-        if step.high < 0
-        else f"{number(step.difference, digits, signed=True)} against {step.lower}; no interval is claimed"
-    )
+    return f"{by}: above {step.lower}, but the intervals of the two, freed of what they share, overlap"
 
 
 def win_matrix(comparison: Comparison, score: str) -> list[tuple[str, list[Cell | None]]]:

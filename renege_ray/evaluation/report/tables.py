@@ -82,7 +82,7 @@ def _win_rates(comparison: Comparison, train_score: str) -> Table:
                 for row in found
             ]
             rows.append((score, f"{method} over {other}", *cells))
-    caption = "Win rates on the same prompts and seeds, ties counted half, with 95 % bootstrap intervals over prompts."
+    caption = "Win rates on the same prompts and seeds, with 95 % bootstrap intervals over prompts; a tie counts half."
     return Table("win_rates", caption, ("score", "methods", *styles), tuple(rows), stub=2)
 
 
