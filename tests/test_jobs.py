@@ -3,6 +3,7 @@ started.
 """
 
 import importlib.util
+import json
 import os
 import pickle
 import subprocess
@@ -301,6 +302,7 @@ def test_embeddings_that_do_not_fit(nothing_starts: None, tmp_path: Path, model_
         (["--prompt", "a fox", "--negatives", "null"], "--negatives"),
         (["--prompt", "a fox", "--negative", "none.safetensors"], "none.safetensors"),
         (["--prompt", "a fox", "--model", "./no/such/folder"], "no/such/folder"),
+        (["--prompt", "a fox", "--prompt", "a \udcfcox"], "'a \\udcfcox' is not UTF-8"),
     ],
 )
 def test_bad_requests_to_generate(flags: list[str], expected: str, tmp_path: Path, monkeypatch: Any) -> None:
@@ -336,6 +338,31 @@ def test_generate_makes_the_images_of_diffusers(model_folder: Path, tmp_path: Pa
     assert difference.abs().max() <= 1
     with pytest.raises(UserError):
         job("generate").main(["--prompt", "a fox", "--negative", str(path), "--output-dir", str(tmp_path / "o")])
+
+
+def test_generate_keeps_every_image_whatever_the_prompts(model_folder: Path, tmp_path: Path) -> None:
+    """Texts of one beginning, of any script or none, different by case or normal form alone; files of one name."""
+    beginning = "a very long description of a landscape with hills and "
+    prompts = ["红色的星星", "蓝色的圆", f"{beginning}rain", f"{beginning}snow", "🦊", "🐱", "A fox", "a fox", "a fox!"]
+    prompts += ["caf\u00e9", "cafe\u0301", "con", "../x"]
+    negatives = ["坏", "丑", "，", "…"]
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        path = tmp_path / folder / "negative_embedding.safetensors"
+        NegativeEmbedding({"negative_prompt_embeds": torch.randn(1, 12, 16).half()}, EmbeddingMetadata("")).save(path)
+        negatives.append(str(path))
+    flags = ["--model", str(model_folder), "--output-dir", str(tmp_path / "out"), "--num-inference-steps", "2"]
+    flags += [part for prompt in prompts for part in ("--prompt", prompt)]
+    flags += [part for negative in negatives for part in ("--negative", negative)]
+    files = generate(parse_request([*flags, "--guidance-scale", "4"]), print)
+    count = len(prompts) * len(negatives)
+    assert len({str(file).casefold() for file in files}) == count + 1 and all(file.is_file() for file in files)
+    assert len(list((tmp_path / "out" / "images").iterdir())) == count
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert len(summary["artifacts"]) == count + 1
+    assert all((tmp_path / "out" / file).is_file() for file in summary["artifacts"].values())
+    assert (tmp_path / "out" / "images" / "0_坏_红色的星星_0.png").is_file()
+    assert Image.open(tmp_path / "out" / "grid.png").height > len(negatives) * 128, "a row for each negative"
 
 
 def test_a_folder_of_tuned_prompts_is_a_negative(model_folder: Path, tmp_path: Path, tiny_pipeline: Any) -> None:

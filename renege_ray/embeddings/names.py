@@ -37,6 +37,7 @@ from renege_ray.errors import UserError
 from renege_ray.models.base import TextToImage
 from renege_ray.models.load import identify_text_encoder
 from renege_ray.output.folder import CONFIG_FILE
+from renege_ray.output.names import alike, is_in_words
 from renege_ray.prompts.refine import REFINERS, locate_refiner
 from renege_ray.sampling.encoded_prompts import EncodedPrompts
 from renege_ray.sampling.negative import NULL, Encoder, Negative, read_negative, read_start
@@ -48,8 +49,7 @@ _OPTION = re.compile(r"^(?P<rest>.*),\s*(?P<name>refine|as)=(?P<value>[^,]*)$", 
 # The first colon that a negative follows, so that an id or a folder may have colons of its own.
 _MODEL = re.compile(rf"^model=(?P<id>.+?):(?P<rest>(?:{'|'.join(KINDS)})(?:=.*)?)$", re.DOTALL)
 _WANTED = {"global": "an embedding file", "prompt": "the output folder of tune-prompts", "text": "a text"}
-# What MLflow allows in the name of a metric, but for the slash that separates its parts.
-_NOT_IN_LABELS = re.compile(r"[^A-Za-z0-9_.: -]+")
+_BETWEEN_WORDS = " _.:-"  # of labels: no slash, which separates the parts of a metric's name
 FALLBACK = "fallback: global"
 
 
@@ -82,12 +82,12 @@ def parse_methods(specs: Sequence[str]) -> tuple[Method, ...]:
         method, named = _parse(spec)
         if any(method.spec == other.spec for other in found):
             raise UserError(f"--method {spec}: is given twice; give it once")
-        labels = {other.label for other in found}
-        if method.label in labels:
+        labels = {alike(other.label) for other in found}  # some stores take small letters and capitals for the same
+        if alike(method.label) in labels:
             if named:
                 raise UserError(f"--method {spec}: another method is called {method.label!r} too; give other labels")
             numbered = (f"{method.label} {number}" for number in count(2))
-            method = replace(method, label=next(label for label in numbered if label not in labels))
+            method = replace(method, label=next(label for label in numbered if alike(label) not in labels))
         found.append(method)
     return tuple(found)
 
@@ -120,14 +120,19 @@ def _parse(spec: str) -> tuple[Method, bool]:
     if (kind in _WANTED and not value.strip()) or (equals and not value.strip()):
         raise UserError(f"--method {spec}: {kind}= wants {_WANTED.get(kind, 'a text')}")
     label = options["as"] or _label(kind, model, options["refine"])
-    if _NOT_IN_LABELS.search(label):
+    if not all(map(_in_labels, label)):
         raise UserError(f"--method {spec}: a label has letters, digits, spaces and _ . : - only")
     return Method(kind, value, model, options["refine"], label, spec.strip()), bool(options["as"])
 
 
 def _label(kind: str, model: str, refiner: str) -> str:
-    on = f" on {_NOT_IN_LABELS.sub('-', Path(model).name)}" if model else ""
+    words = "".join(character if _in_labels(character) else "-" for character in Path(model).name)
+    on = f" on {words}" if model else ""
     return f"{kind}{on}" + (f" with {refiner}" if refiner else "")
+
+
+def _in_labels(character: str) -> bool:
+    return character in _BETWEEN_WORDS or is_in_words(character)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -12,6 +13,7 @@ from renege_ray.embeddings.model_card import CardFacts, model_card
 from renege_ray.errors import UserError, first_line
 from renege_ray.method.embedding import ATTENTION_MASK, NegativeEmbedding
 from renege_ray.output.folder import CONFIG_FILE, EMBEDDING_FILE, write_text
+from renege_ray.output.names import LONGEST, alike, with_hash
 
 SUMMARY_FILE = "summary.json"
 CARD_FILE = "README.md"
@@ -62,11 +64,15 @@ class _Run:
 
     def pictures(self) -> dict[PurePosixPath, Path]:
         """The pictures among the artifacts."""
+        artifacts = dict.fromkeys(self.folder / relative for relative in self.summary.get("artifacts", {}).values())
+        paths = [path for path in artifacts if path.suffix.lower() in _PICTURES and path.is_file()]
+        count = Counter(alike(path.name) for path in paths)
         found = {}
-        for relative in self.summary.get("artifacts", {}).values():
-            path = self.folder / relative
-            if path.suffix.lower() in _PICTURES and path.is_file():
-                found[PurePosixPath("images") / path.name] = path
+        for path in paths:
+            name = path.name
+            if count[alike(name)] > 1:  # of several folders
+                name = f"{with_hash(path.stem, str(path.relative_to(self.folder)), LONGEST)}{path.suffix}"
+            found[PurePosixPath("images") / name] = path
         return found
 
 

@@ -1,9 +1,8 @@
 """Use case: make images of the same prompts and seeds under several negatives, side by side."""
 
-import re
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from renege_ray.models.base import TextToImage
 from renege_ray.models.load import check_model, identify_text_encoder, load_model
 from renege_ray.output.console import say
 from renege_ray.output.folder import make_output_dir, write_summary
+from renege_ray.output.names import file_names, is_unicode, readable
 from renege_ray.output.pictures import image_grid, save_png, to_pil
 from renege_ray.rewards.video.frames import frames_of, middle_frame
 from renege_ray.sampling.encoded_prompts import EncodedPrompts
@@ -72,6 +72,9 @@ def parse_request(argv: Sequence[str]) -> GenerateRequest:
     config = sampling_config(given, "generate")
     if any(not prompt.strip() for prompt in given.prompt):
         raise UserError("--prompt: an empty prompt shows nothing of a negative; give a text")
+    foreign = next((prompt for prompt in given.prompt if not is_unicode(prompt)), None)
+    if foreign is not None:
+        raise UserError(f"--prompt: {foreign!r} is not UTF-8; give it from a terminal or a script that is")
     return GenerateRequest(
         config,
         tuple(dict.fromkeys(given.prompt)),
@@ -95,12 +98,16 @@ def generate(request: GenerateRequest, say: Callable[[str], None] = say) -> list
     model = load_model(config.model)
     folder = make_output_dir(config.output_dir)
     encoded = EncodedPrompts(model)
+    words = file_names(pair.prompt for pair in request.pairs)
     rows, files = {}, []
+    labels = _labels(negatives)
     for number, (name, negative) in enumerate(negatives.items()):
         images = _in_batches(model, negative.packed(model, encoded), request, encoded)
-        rows[_label(name, negative)] = middle_frame(images)
+        rows[labels[number]] = middle_frame(images)
         for pair, image in zip(request.pairs, images, strict=True):
-            path = folder / "images" / f"{number}_{_slug(name)}_{_slug(pair.prompt)}_{pair.seed}.png"
+            path = (
+                folder / "images" / f"{number}_{readable(_short(name)) or 'text'}_{words[pair.prompt]}_{pair.seed}.png"
+            )
             first, *following = (to_pil(frame) for frame in frames_of(image))
             save_png(first, path, following)
             files.append(path)
@@ -143,12 +150,10 @@ def _in_batches(model: TextToImage, negative: Tensor, request: GenerateRequest, 
     return torch.cat([make_images(model, negatives[c], pairs[c], sampling, encoded).cpu() for c in chunks])
 
 
-def _label(name: str, negative: Negative) -> str:
-    return f"handwritten\n{negative.text}" if name == "handwritten" else _short(name)
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9]+", "-", _short(text)).strip("-")[:40] or "text"
+def _labels(negatives: Mapping[str, Negative]) -> list[str]:
+    """What the grid's rows are called; files of one name, in several folders, by the numbers of their images, too."""
+    labels = [f"handwritten\n{n.text}" if name == "handwritten" else _short(name) for name, n in negatives.items()]
+    return [f"{label}\n({i})" if labels.count(label) > 1 else label for i, label in enumerate(labels)]
 
 
 def _short(name: str) -> str:

@@ -17,6 +17,7 @@ from renege_ray.embeddings.prompt_embeddings import PromptEmbeddings
 from renege_ray.evaluation.comparison import BLACK, FAILED, NAN, OK
 from renege_ray.evaluation.table import ImageToMake, make_row
 from renege_ray.models.base import TextToImage
+from renege_ray.output.names import readable
 from renege_ray.output.pictures import animation, to_pil
 from renege_ray.prompts.refine import Refiner
 from renege_ray.rewards.base import Scorer
@@ -142,7 +143,7 @@ class ImageMaker:
 
 def folder_of(negative: ComparedNegative) -> str:
     """The folder of a method's images: two methods of one label, now and later, have two."""
-    return f"{negative.label.replace(' ', '-').replace(':', '-')}-{negative.key[:8]}"
+    return f"{readable(negative.label)}-{negative.key[:8]}".lstrip("-")
 
 
 def status_of(image: Tensor) -> str:

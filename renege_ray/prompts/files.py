@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from renege_ray.errors import UserError, first_line
+from renege_ray.output.names import is_unicode
 
 # In the order in which they are looked for, whatever the case.
 PROMPT_COLUMNS = ("prompt", "prompts", "text", "caption", "captions", "description", "sentence")
@@ -121,10 +122,8 @@ def _checked(row: _Row, name: str, unit: str) -> str:
     if not isinstance(row.prompt, str):
         shown = repr(row.prompt) if len(repr(row.prompt)) <= 60 else f"{repr(row.prompt)[:57]}..."
         raise UserError(f"{name}, {unit} {row.number}: {shown} is no text; give prompts as texts")
-    try:
-        row.prompt.encode("utf-8")
-    except UnicodeEncodeError:  # JSON can escape one half of a pair of surrogates
-        raise UserError(f"{name}, {unit} {row.number}: holds half a character (\\ud800 to \\udfff alone)") from None
+    if not is_unicode(row.prompt):  # JSON can escape one half of a pair of surrogates
+        raise UserError(f"{name}, {unit} {row.number}: holds half a character (\\ud800 to \\udfff alone)")
     return row.prompt.strip()
 
 

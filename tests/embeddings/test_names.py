@@ -75,6 +75,8 @@ def found(place: Path, *specs: str, prompts: list[str] = PROMPTS[:2], **evaluati
         ("global=f.pt,as=lr 3e-3,refine=promptist", "global", "f.pt", "", "promptist", "lr 3e-3"),
         ("model=x/sd-1.4:null", "null", "", "x/sd-1.4", "", "null on sd-1.4"),
         ("model=/a:b/c d:global=/e:f.pt", "global", "/e:f.pt", "/a:b/c d", "", "global on c d"),
+        ("model=本地/模型 1:null", "null", "", "本地/模型 1", "", "null on 模型 1"),
+        ("null,as=लाल तारा", "null", "", "", "", "लाल तारा"),
         ("model=toy:text=null:null", "text", "null:null", "toy", "", "text on toy"),
         ("model=m:null,refine=beautifulprompt", "null", "", "m", "beautifulprompt", "null on m with beautifulprompt"),
     ],
@@ -106,6 +108,9 @@ def test_labels_are_unique() -> None:
         (["null,as=a/b"], "a label has letters"),
         (["null", "null"], "--method null: is given twice"),
         (["null,as=x", "handwritten,as=x"], "another method is called 'x' too"),
+        (["null,as=Mine", "handwritten,as=mine"], "another method is called 'mine' too"),
+        (["null,as=\u00e9", "handwritten,as=e\u0301"], "another method is called"),
+        (["null,as=a\tb"], "a label has letters"),
     ],
 )
 def test_faults_of_words(specs: list[str], expected: str) -> None:

@@ -69,6 +69,19 @@ def export(*argv: object) -> None:
     assert main(["export", *map(str, argv)]) == 0
 
 
+def test_pictures_of_one_name_in_two_folders_are_both_published(run: Path, tmp_path: Path) -> None:
+    (run / "more").mkdir()
+    Image.new("RGB", (8, 8), "red").save(run / "more" / "Before_after.png")
+    summary = json.loads((run / "summary.json").read_text())
+    summary["artifacts"] |= {"more": "more/Before_after.png", "again": "images/before_after.png"}
+    (run / "summary.json").write_text(json.dumps(summary))
+    export(run, "--hub", tmp_path / "hub", "--license", "openrail++")
+    first, second = sorted(file for file in files_in(tmp_path / "hub") if file.endswith(".png"))
+    assert first.startswith("images/Before_after-") and second.startswith("images/before_after-")
+    card = (tmp_path / "hub" / "README.md").read_text()
+    assert f"({first})" in card and f"({second})" in card
+
+
 def test_the_folder_and_its_card(run: Path, tmp_path: Path) -> None:
     hub = tmp_path / "hub"
     export(run, "--hub", hub, "--license", "openrail++")

@@ -17,6 +17,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from renege_ray.errors import describe
+from renege_ray.output.names import file_names
 from renege_ray.output.whole_files import whole_file
 
 FEWEST_TRIALS = 3
@@ -46,9 +47,10 @@ def draw_figures(study: optuna.Study, objectives: Sequence[str], folder: Path) -
     left_out: list[str] = []
     several = len(objectives) > 1
     planned: list[tuple[_Plot, optuna.Study, str]] = []
+    names = file_names(objectives)
     for place, objective in enumerate(objectives):
         copy = copy_for_figures(study, place)
-        planned += [(plot, copy, f"_{_file_name(objective)}" if several else "") for plot in _plots(copy, objective)]
+        planned += [(plot, copy, f"_{names[objective]}" if several else "") for plot in _plots(copy, objective)]
     if several:
         options = {"target_names": list(objectives)}
         planned.append(
@@ -238,7 +240,3 @@ def _whole(label: str, names: Sequence[str]) -> str:
     """The name that Optuna has cut short."""
     start = label.removesuffix("...")
     return next((name for name in names if label != start and name.startswith(start)), label)
-
-
-def _file_name(text: str) -> str:
-    return "".join(letter if letter.isalnum() else "_" for letter in text)

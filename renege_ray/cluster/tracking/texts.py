@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from renege_ray.cluster.tracking.uris import masked, program
+from renege_ray.output.names import with_hash
 
 LONGEST_PARAM = 6000  # MLflow's limits
 LONGEST_NAME = 250
@@ -32,9 +33,12 @@ def one_line(error: BaseException, longest: int = 200) -> str:
 
 
 def safe_name(name: str) -> str:
-    """A parameter's or metric's name with everything that MLflow refuses replaced by a dash."""
+    """A parameter's or metric's name with everything that MLflow refuses replaced by a dash, and then a piece of the
+    name's hash: two names never become one.
+    """
     parts = (part for part in re.sub(r"[^/\w.\- ]", "-", name).split("/") if part.strip("."))
-    return "/".join(parts)[:LONGEST_NAME] or "-"
+    safe = "/".join(parts)
+    return safe if safe == name and len(safe) <= LONGEST_NAME else with_hash(safe, name, LONGEST_NAME)
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -9,6 +9,7 @@ from renege_ray.evaluation.comparison import Comparison
 from renege_ray.evaluation.report.charts import chart_of_means, standalone
 from renege_ray.evaluation.report.page import write_page
 from renege_ray.evaluation.report.tables import paper_tables, tidy_tables, write_tables
+from renege_ray.output.names import file_names
 from renege_ray.output.whole_files import whole_file
 
 
@@ -47,8 +48,9 @@ def write_report(
     papers, tidy = paper_tables(comparison, train_score), tidy_tables(comparison)
     written = write_tables(folder / "tables", papers, tidy)
     charts = {score: chart_of_means(comparison, score) for score in scores}
+    names = file_names(scores)
     for score, chart in charts.items():
-        name = "".join(c if c.isalnum() or c in "-_" else "_" for c in score)
+        name = names[score]
         with whole_file(folder / "plots" / f"means_{name}.svg") as path:
             path.write_text(standalone(chart), encoding="utf-8")
         written[f"plot_{name}"] = folder / "plots" / f"means_{name}.svg"

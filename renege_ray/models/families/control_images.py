@@ -38,14 +38,20 @@ class ControlImages:
         if not metadata.is_file():
             what = f"the folder {path!r} has no {METADATA}" if place.is_dir() else f"there is no {path!r}"
             raise UserError(f"{FIELD}: {what}; give an image file, or a folder with images and {METADATA}")
-        files = {}
-        for number, line in enumerate(metadata.read_text(encoding="utf-8").splitlines(), start=1):
+        files: dict[str, Path] = {}
+        # Not by splitlines(), which would also cut at rare separators inside a prompt.
+        for number, line in enumerate(metadata.read_text(encoding="utf-8-sig").rstrip().split("\n"), start=1):
             try:
                 entry = json.loads(line)
-                files[str(entry["text"])] = place / entry["file_name"]
+                text, file = str(entry["text"]), place / entry["file_name"]
             except (ValueError, KeyError, TypeError):
                 wanted = '{"file_name": "1.png", "text": "the prompt"}'
                 raise UserError(f"{FIELD}: line {number} of {metadata} is not like {wanted}") from None
+            if files.setdefault(text, file) != file:
+                raise UserError(
+                    f"{FIELD}: line {number} of {metadata} has the text {text!r} of another line, with another image; "
+                    "give each text one image"
+                )
         for file in files.values():
             if not file.is_file():
                 raise UserError(f"{FIELD}: {metadata} names {file.name}, which is not there")

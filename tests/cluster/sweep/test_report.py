@@ -125,8 +125,8 @@ def test_several_objectives_make_a_pareto_front(tmp_path: Path) -> None:
     assert chosen.number in front
     files = write_sweep_report(study, space, base, tmp_path)
     assert "sweep_pareto_front" in files
-    assert "sweep_slice_global_reward" in files
-    assert "sweep_slice_global_toy_held_out" in files
+    assert "sweep_slice_global-reward" in files
+    assert "sweep_slice_global-toy_held_out" in files
     assert load_preset(files["best_config"]).optim.lr == chosen.params["optim.lr"]
 
 

@@ -25,7 +25,7 @@ from renege_ray.cluster.tracking import runs as tracking
 from renege_ray.cluster.tracking.command import main
 from renege_ray.cluster.tracking.run_log import RunLog
 from renege_ray.cluster.tracking.runs import masked, open_run, resolve_uri, ui_command
-from renege_ray.cluster.tracking.texts import flatten
+from renege_ray.cluster.tracking.texts import flatten, safe_name
 from renege_ray.cluster.tracking.uris import program
 from renege_ray.errors import UserError
 from renege_ray.method.embedding import EmbeddingMetadata, NegativeEmbedding
@@ -206,7 +206,40 @@ def test_nothing_secret_is_printed_or_written(
 
 def test_flatten_gives_dotted_names_that_mlflow_takes() -> None:
     flat = flatten({"a": {"b": 1, "c": {}, "d,e": None}, "f": [1, 2], "x/../y": "z"})
-    assert flat == {"a.b": "1", "a.c": "{}", "a.d-e": "None", "f": "[1, 2]", "x/y": "z"}
+    assert flat == {"a.b": "1", "a.c": "{}", safe_name("a.d,e"): "None", "f": "[1, 2]", safe_name("x/../y"): "z"}
+
+
+def test_two_names_never_become_one_in_mlflow(database: str, tmp_path: Path) -> None:
+    """What MLflow refuses (a letter, a path, a length) is replaced, and each name keeps its own curve."""
+    start_of = "eval/" + "x" * 300
+    names = [
+        "eval/a b/r",
+        "eval/a:b/r",
+        "eval/a-b/r",
+        "eval/a,b/r",
+        "eval/../r",
+        "eval/./r",
+        "eval/r",
+        "🦊",
+        "🐱",
+        "::",
+    ]
+    names += [
+        "eval/红色/r",
+        "eval/लाल/r",
+        "eval/ललल/r",
+        f"{start_of}/1",
+        f"{start_of}/2",
+        "x" * 249 + "/y",
+        "x/",
+        "x//",
+    ]
+    with start(tmp_path / "run", database) as log:
+        log.metrics(1, {name: float(i) for i, name in enumerate(names)})
+        log.finish()
+    for i, name in enumerate(names):
+        assert history(MlflowClient(database), log.run_id, safe_name(name)) == {1: float(i)}
+    assert safe_name("eval/红色/r") == "eval/红色/r" and safe_name("eval/a:b/r").startswith("eval/a-b/r-")
 
 
 def test_numbers_that_are_not_finite(database: str, tmp_path: Path) -> None:
@@ -217,7 +250,7 @@ def test_numbers_that_are_not_finite(database: str, tmp_path: Path) -> None:
     assert summary["metrics"] == {"x": None}
     lines = [record for record, _ in journal.read(tmp_path / "run" / "metrics.jsonl")]
     assert [line["metrics"]["reward, (odd) name"] for line in lines] == [1.0, "nan", "inf", "-inf", 2.0]
-    sent = history(MlflowClient(database), log.run_id, "reward- -odd- name")
+    sent = history(MlflowClient(database), log.run_id, safe_name("reward, (odd) name"))
     assert [step for step, value in sent.items() if math.isnan(value)] == [1, 2, 3]
     assert (sent[0], sent[4]) == (1.0, 2.0)
 

@@ -103,6 +103,10 @@ def test_control_images_that_are_not_there(tmp_path: Path) -> None:
     metadata.write_text('{"file_name": "1.png", "text": "a fox"}\n{"file_name": 1}')
     with pytest.raises(UserError, match=r"line 2 of .* is not like"):
         ControlImages.read(str(tmp_path))
+    twice = '{"file_name": "1.png", "text": "a fox"}\n{"file_name": "2.png", "text": "a fox"}'
+    metadata.write_text(twice)
+    with pytest.raises(UserError, match=r"line 2 .* has the text 'a fox' of another line, with another image"):
+        ControlImages.read(str(tmp_path))
     metadata.write_text('{"file_name": "1.png", "text": "a fox"}')
     with pytest.raises(UserError, match=r"names 1\.png, which is not there"):
         ControlImages.read(str(tmp_path))
