@@ -2,8 +2,11 @@
 
 A file is read once, row by row; only its prompts and their categories stay in memory (a .json list is one document, so
 that the whole of it is there for a moment). Which column the prompts are in is named, or guessed by `PROMPT_COLUMNS`.
+Text is UTF-8, or UTF-16 with its mark, as some programs of Windows write it. A .csv or .tsv file may have any of
+`DELIMITERS` in place of the one that its name promises.
 """
 
+import codecs
 import csv
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,6 +22,8 @@ from renege_ray.output.names import is_unicode
 # In the order in which they are looked for, whatever the case.
 PROMPT_COLUMNS = ("prompt", "prompts", "text", "caption", "captions", "description", "sentence")
 CATEGORY_COLUMNS = ("category", "style")
+DELIMITERS = ",;\t|"
+_LONGEST_FIELD = 2**31 - 1  # characters, the most that the csv module takes everywhere
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,8 @@ class PromptTable:
     """The column that the prompts are from; None where there are no columns."""
     unit: str
     """What a row is called in this kind of file."""
+    hashes: int = 0
+    """Lines of a text file that start with "#", and are prompts like all others."""
 
 
 class _Row(NamedTuple):
@@ -104,18 +111,20 @@ def _collect(rows: Iterable[_Row], columns: _Columns | None, name: str, unit: st
     """Take the prompts out of the rows."""
     prompts: list[str] = []
     categories: list[str] = []
-    blank = 0
+    blank = hashes = 0
     for row in rows:
         if row.prompt is None or (isinstance(row.prompt, str) and not row.prompt.strip()):
             blank += 1
             continue
         prompts.append(_checked(row, name, unit))
+        hashes += columns is None and unit == "line" and prompts[-1].startswith("#")
         if columns and columns.category:
             # Of thousands of rows a handful of categories: one object each.
             categories.append("" if row.category is None else str(row.category).strip())
     if not prompts:
         raise UserError(f"{name} has {blank} blank {unit}s and no prompt; write one prompt per {unit}")
-    return PromptTable(tuple(prompts), tuple(categories), blank, columns.prompt if columns else None, unit)
+    column = columns.prompt if columns else None
+    return PromptTable(tuple(prompts), tuple(categories), blank, column, unit, hashes)
 
 
 def _checked(row: _Row, name: str, unit: str) -> str:
@@ -153,11 +162,18 @@ def _listed(names: Sequence[str], most: int = 12) -> str:
 
 @contextmanager
 def _opened(path: Path, name: str, newline: str | None = None) -> Iterator[TextIO]:
-    """A text file: UTF-8 with or without a byte order mark, ended by LF, CRLF or CR."""
+    """A text file: UTF-8 with or without a byte order mark, or UTF-16 with one; lines end in LF, CRLF or CR."""
+    with path.open("rb") as binary:
+        head = binary.read(4096)
+    marked = head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)) or (not marked and 3 * head.count(0) > len(head)):
+        raise UserError(f"{name} is UTF-32, or UTF-16 without its mark; save it as UTF-8")
     try:
-        with path.open(encoding="utf-8-sig", newline=newline) as file:
+        with path.open(encoding="utf-16" if marked else "utf-8-sig", newline=newline) as file:
             yield file
     except UnicodeDecodeError:
+        if marked:
+            raise UserError(f"{name} is damaged UTF-16; save it as UTF-8") from None
         raise UserError(f"{name} is not UTF-8 in line {_first_undecodable_line(path)}; save it as UTF-8") from None
 
 
@@ -201,7 +217,10 @@ def _parsed(text: str, name: str, line: int | None = None) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise UserError(f"{name} is not valid JSON in line {line or error.lineno}: {error.msg}") from None
+        several = "; a file of a JSON value in each line is called .jsonl" * (
+            line is None and error.msg == "Extra data"
+        )
+        raise UserError(f"{name} is not valid JSON in line {line or error.lineno}: {error.msg}{several}") from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets in thousands
         raise UserError(f"{name} cannot be taken as JSON: {error}") from None
 
@@ -239,36 +258,66 @@ def _json_kind(value: Any) -> str:
 
 @contextmanager
 def _read_csv(path: Path, name: str, column: str | None) -> Iterator[_Rows]:
-    with _opened(path, name, newline="") as file:
-        yield _of_delimited(csv.reader(file, strict=True), column, name)
+    with _opened(path, name, newline="") as file, _fields_of_any_length():
+        yield _of_delimited(file, _delimiter(file, ",", column), csv.QUOTE_MINIMAL, column, name)
 
 
 @contextmanager
 def _read_tsv(path: Path, name: str, column: str | None) -> Iterator[_Rows]:
     """Quoted like CSV if it all reads so; otherwise quotation marks are part of the prompts, as in PartiPrompts."""
-    with _opened(path, name, newline="") as file:
+    with _opened(path, name, newline="") as file, _fields_of_any_length():
+        delimiter = _delimiter(file, "\t", column)
         try:
-            for _ in csv.reader(file, delimiter="\t", strict=True):
+            for _ in csv.reader(file, delimiter=delimiter, strict=True):
                 pass
-            quoting: Any = csv.QUOTE_MINIMAL
+            quoting = csv.QUOTE_MINIMAL
         except csv.Error:
             quoting = csv.QUOTE_NONE
         file.seek(0)
-        yield _of_delimited(csv.reader(file, delimiter="\t", quoting=quoting, strict=True), column, name)
+        yield _of_delimited(file, delimiter, quoting, column, name)
 
 
-def _of_delimited(reader: Any, column: str | None, name: str) -> _Rows:
-    """Rows of a `csv.reader` (not pyarrow's, which takes texts for numbers and names no line in its errors).
+@contextmanager
+def _fields_of_any_length() -> Iterator[None]:
+    """The csv module refuses fields of more than 128 KiB, whichever column they are in; its limit is the process's."""
+    before = csv.field_size_limit(_LONGEST_FIELD)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+def _delimiter(file: TextIO, promised: str, column: str | None) -> str:
+    """The promised one, unless the column is found, or the header falls into several, by another one alone."""
+    line = next((line for line in file if line.strip()), "")
+    file.seek(0)
+    candidates = sorted(DELIMITERS, key=lambda delimiter: delimiter != promised)
+    headers = {delimiter: next(csv.reader([line], delimiter=delimiter), []) for delimiter in candidates}
+    for delimiter, header in headers.items():
+        if column in header or (column is None and _first_known(header, PROMPT_COLUMNS) is not None):
+            return delimiter
+    several = [delimiter for delimiter, header in headers.items() if len(header) > 1]
+    return several[0] if several else promised
+
+
+def _of_delimited(file: TextIO, delimiter: str, quoting: Any, column: str | None, name: str) -> _Rows:
+    """Rows by the csv module (not by pyarrow, which takes texts for numbers and names no line in its errors).
 
     A row of another length than the header is an error: most often a prompt with a comma lacks its quotes, and taking
     a part of it for the whole would go unnoticed.
     """
+    reader = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True)
 
     def lines() -> Iterator[list[str]]:
-        try:
-            yield from reader
-        except csv.Error as error:
-            raise UserError(f'{name}, line {reader.line_num}: {error}; quote fields as in "a ""big"" cat"') from None
+        while True:
+            start = reader.line_num + 1
+            try:
+                yield next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                where = f"line {start}" if start >= reader.line_num else f"lines {start} to {reader.line_num}"
+                raise UserError(f'{name}, {where}: {error}; quote fields as in "a ""big"" cat"') from None
 
     content = lines()
     header = next(content, [])

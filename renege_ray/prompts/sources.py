@@ -156,6 +156,8 @@ def _load(source: str, split: Split, field: str | None = None) -> tuple[PromptSe
         table, remarks, name = read_prompt_file(path, field, column), (), path.name
         key = (path.resolve(), table.column)
         remarks = (f"from its column {table.column!r}",) if table.column is not None else ()
+        if table.hashes:
+            remarks += (f"{table.hashes} that start with # (prompts too: a text file has no comments)",)
     return _prompt_set(table.prompts, name, table.blank, table.categories, table.unit, remarks), key
 
 

@@ -72,7 +72,7 @@ def test_duplicates_are_kept_and_counted(tmp_path: Path) -> None:
         (b"\n \n", "has 2 blank lines and no prompt"),
         (b"a cat\na caf\xe9\n", "not UTF-8 in line 2"),
         (b"a cat\r\n\r\nb\r\n\xff", "not UTF-8 in line 4"),
-        (b"\xff\xfea\x00", "not UTF-8 in line 1"),
+        (b"\xff\xfea\x00\x00", "is damaged UTF-16"),
         (b"\xef\xbb\xbf\xff", "not UTF-8 in line 1"),
     ],
 )
