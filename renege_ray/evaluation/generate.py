@@ -18,6 +18,7 @@ from renege_ray.models.base import TextToImage
 from renege_ray.models.load import check_model, identify_text_encoder, load_model
 from renege_ray.output.console import say
 from renege_ray.output.folder import make_output_dir, write_summary
+from renege_ray.output.hold import hold
 from renege_ray.output.names import file_names, is_unicode, readable
 from renege_ray.output.pictures import image_grid, save_png, to_pil
 from renege_ray.rewards.video.frames import frames_of, middle_frame
@@ -91,6 +92,11 @@ def generate(request: GenerateRequest, say: Callable[[str], None] = say) -> list
         UserError: an embedding that cannot be read or does not fit (before the model is loaded), or the
             model.
     """
+    with hold(request.config.output_dir):
+        return _generate(request, say)
+
+
+def _generate(request: GenerateRequest, say: Callable[[str], None]) -> list[Path]:
     started = time.monotonic()
     config = request.config
     check_model(config.model, config.sampling.num_inference_steps)

@@ -9,7 +9,8 @@ from pathlib import Path
 from optuna.trial import FrozenTrial, TrialState
 
 from renege_ray.cluster.sweep.report import STEPS, best_trial, write_sweep_report
-from renege_ray.cluster.sweep.study import STUDY_FILE, StudySearch
+from renege_ray.cluster.sweep.storage import STUDY_FILE, study_url
+from renege_ray.cluster.sweep.study import StudySearch
 from renege_ray.cluster.sweep.trial import SweepJob, TrialTask, trial_folder, trial_root
 from renege_ray.cluster.sweep.watch import read_result
 from renege_ray.cluster.tracking.run_log import RunLog
@@ -132,7 +133,7 @@ def dashboard_command(folder: Path) -> str:
     """What a person types to look at the study, during the sweep as well."""
     program = "optuna-dashboard"
     note = "" if shutil.which(program) else f"   (after: pip install {program})"
-    return f"{program} {shlex.quote(f'sqlite:///{shown_path(folder / STUDY_FILE)}')}{note}"
+    return f"{program} {shlex.quote(study_url(shown_path(folder)))}{note}"
 
 
 def _keep_embedding(job: SweepJob, space: SearchSpace, best: FrozenTrial, log: RunLog) -> Path | None:

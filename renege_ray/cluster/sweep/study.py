@@ -18,12 +18,12 @@ from ray.tune import Stopper
 from ray.tune.search import Searcher
 
 from renege_ray.cluster.sweep.report import OUTSIDE, REASON
+from renege_ray.cluster.sweep.storage import STUDY_FILE, open_storage
 from renege_ray.cluster.sweep.trial import STATUS, STEP, TASK, TrialTask, objective_key
 from renege_ray.config.run import RunConfig
 from renege_ray.errors import UserError
 from renege_ray.sweeps.space import SchedulerConfig, SearchSpace
 
-STUDY_FILE = "study.db"
 SPACE_ATTRIBUTE = "space"
 MOST_REJECTED = 200
 # So many failures with nothing else before them: the rest would fail likewise.
@@ -32,11 +32,6 @@ HOPELESS = 8
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it warns of slow steps, and of what is meant
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning, module=r"optuna|renege_ray")
-
-
-def open_storage(folder: Path) -> optuna.storages.RDBStorage:
-    """The study's file in an output folder; made where there is none."""
-    return optuna.storages.RDBStorage(f"sqlite:///{folder / STUDY_FILE}")
 
 
 def check_same_space(folder: Path, space: SearchSpace) -> None:

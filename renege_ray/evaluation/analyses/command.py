@@ -18,6 +18,7 @@ from renege_ray.evaluation.analyses.base import Findings, Subject
 from renege_ray.models.load import load_model
 from renege_ray.output.console import say
 from renege_ray.output.folder import make_output_dir, write_summary, write_text
+from renege_ray.output.hold import hold
 from renege_ray.output.pictures import save_png, text_table
 from renege_ray.prompts.sources import load_prompts
 from renege_ray.sampling.encoded_prompts import EncodedPrompts
@@ -69,9 +70,10 @@ def main(argv: Sequence[str], say: Callable[[str], None] = say) -> None:
     handwritten = getattr(given, "handwritten", None) or config.prompts.handwritten[0]
     label = given.embedding if negative.embedding is None else "learned"
     subject = Subject(config, model, encoded, negative.packed(model, encoded), label, handwritten, prompts, given, say)
-    folder = make_output_dir(config.output_dir)
-    findings: Findings = analysis.module.analyse(subject)
-    table, pictures = _write(config, folder, name, findings, started)
+    with hold(config.output_dir):
+        folder = make_output_dir(config.output_dir)
+        findings: Findings = analysis.module.analyse(subject)
+        table, pictures = _write(config, folder, name, findings, started)
     say(table)
     for path in pictures:
         say(str(path))

@@ -10,7 +10,8 @@ import pytest
 from optuna.trial import TrialState
 
 from renege_ray.cluster.sweep.report import REASON
-from renege_ray.cluster.sweep.study import StudySearch, check_same_space, open_storage
+from renege_ray.cluster.sweep.storage import open_storage
+from renege_ray.cluster.sweep.study import StudySearch, check_same_space
 from renege_ray.cluster.sweep.trial import STATUS, STEP, TASK, TrialTask, objective_key
 from renege_ray.config.run import RunConfig, load_preset
 from renege_ray.errors import UserError
