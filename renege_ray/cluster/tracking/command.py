@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from renege_ray.cluster.tracking import journal
+from renege_ray.cluster.tracking.refusals import says
 from renege_ray.cluster.tracking.runs import send
 from renege_ray.cluster.tracking.texts import one_line
 from renege_ray.cluster.tracking.uris import ui_command
@@ -29,9 +30,12 @@ def main(argv: Sequence[str]) -> int:
     except UserError:
         raise
     except Exception as error:  # servers and databases fail in many ways
-        say(f"not everything was sent: {one_line(error)}; the same command goes on from there", error=True)
+        say(f"not everything was sent: MLflow {says(error)} ({one_line(error)}); the same command goes on", error=True)
         return 1
     if not (given.output_dir / journal.SUMMARY).exists():
         say(f"there is no {journal.SUMMARY}: the run still goes on or was killed, MLflow shows it as running")
+    for folder in journal.family(given.output_dir.absolute()):
+        for what, why in journal.refused(folder).items():
+            say(f"not sent, since MLflow refuses it: {what} ({why})", error=True)
     say(f"sent as run {run_id}; {ui_command(uri)}")
     return 0

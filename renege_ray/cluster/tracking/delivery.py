@@ -8,8 +8,9 @@ import logging
 import math
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
@@ -17,6 +18,7 @@ from mlflow.exceptions import MlflowException
 from PIL import Image
 
 from renege_ray.cluster.tracking import journal, registry, store
+from renege_ray.cluster.tracking.refusals import answer, http_status, is_away, is_final, says
 from renege_ray.cluster.tracking.texts import away_line, one_line, safe_name
 from renege_ray.cluster.tracking.uris import masked
 
@@ -29,6 +31,8 @@ FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 5.0, 120.0
 STALLED_SECONDS = 45.0  # a flush gives up when nothing has arrived for this long
 
 _MLFLOW_STATUS = {"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
+
+Piece = TypeVar("Piece", Metric, Param)
 
 logger = logging.getLogger("renege_ray.tracking")
 
@@ -106,6 +110,26 @@ class Delivery:
                 raise
             return True
 
+    def _refuse(self, what: str, error: BaseException) -> None:
+        """Note, and say once, that a piece can never arrive."""
+        status = http_status(error)
+        why = one_line(error) if status is None else f"{answer(status)}: {one_line(error)}"
+        logger.warning("not sent to MLflow, skipped: %s (%s)", what, why)
+        self._tick(refused=journal.refused(self.folder) | {what: why})
+
+    def _one_by_one(self, send: Callable[[list[Piece]], object], pieces: list[Piece], what: str) -> None:
+        """Send pieces together; where the store refuses them, each alone, so that one does not keep the others back."""
+        try:
+            send(pieces)
+        except Exception as error:
+            if not is_final(error):
+                raise
+            if len(pieces) == 1:
+                self._refuse(f"{what} {pieces[0].key}", error)
+                return
+            for piece in pieces:
+                self._one_by_one(send, [piece], what)
+
     def _send_params(self) -> None:
         state = self._state()
         if state["sent"].get("params"):
@@ -117,7 +141,9 @@ class Delivery:
         client.log_batch(run_id, tags=[RunTag(f"resumed.{key}", value) for key, value in changed.items()][:100])
         new = [Param(key, value) for key, value in state["params"].items() if key not in there]
         for start in range(0, len(new), PARAMS_PER_CALL):
-            client.log_batch(run_id, params=new[start : start + PARAMS_PER_CALL])
+            self._one_by_one(
+                lambda part: client.log_batch(run_id, params=part), new[start : start + PARAMS_PER_CALL], "parameter"
+            )
         self._tick(params=True)
 
     def _send_metrics(self) -> None:
@@ -136,7 +162,11 @@ class Delivery:
 
     def _send_metric_batch(self, run_id: str, batch: list[Metric], end: int) -> None:
         for start in range(0, len(batch), METRICS_PER_CALL):  # a single line may be longer than a call
-            self._connected().log_batch(run_id, metrics=batch[start : start + METRICS_PER_CALL])
+            self._one_by_one(
+                lambda part: self._connected().log_batch(run_id, metrics=part),
+                batch[start : start + METRICS_PER_CALL],
+                "metric",
+            )
         self._tick(metrics=end)
 
     def _send_status(self) -> None:
@@ -151,15 +181,40 @@ class Delivery:
         self._tick(status=summary["status"])
 
     def _send_uploads(self) -> None:
-        state = self._state()
-        for record, offset in journal.read(self.folder / journal.UPLOADS, state["sent"].get("uploads", 0)):
-            try:
-                self._upload(state["run_id"], record)
-            except (FileNotFoundError, MlflowException) as error:
-                if isinstance(error, MlflowException) and error.error_code != "INVALID_PARAMETER_VALUE":
-                    raise
-                logger.warning("not sent to MLflow, skipped: %s (%s)", record.get("path"), one_line(error))
+        """Files that have not been tried, then those that were put off.
+
+        Raises:
+            Exception: the store is away; or, after all have been tried, what one was put off for.
+        """
+        for record, offset in journal.read(self.folder / journal.UPLOADS, self._state()["sent"].get("uploads", 0)):
+            self._try(record)
             self._tick(uploads=offset)
+        put_off, error = self._state()["sent"].get("later", []), None
+        for record in put_off:
+            error = self._try(record, again=True) or error
+        if error is not None:
+            raise error
+
+    def _try(self, record: journal.Record, again: bool = False) -> Exception | None:
+        """Send a file, or put it off, or give it up; returns why it is put off.
+
+        Raises:
+            Exception: the store is away.
+        """
+        later, failure = self._state()["sent"].get("later", []), None
+        try:
+            self._upload(self._state()["run_id"], record)
+        except Exception as error:
+            if is_away(error):
+                raise
+            if is_final(error):
+                self._refuse(str(record.get("path")), error)
+            else:
+                failure = error
+        waits = [other for other in later if other != record] + ([record] if failure else [])
+        if waits != later:
+            self._tick(later=waits)
+        return failure
 
     def _upload(self, run_id: str, record: journal.Record) -> None:
         client, path = self._connected(), self.folder / record["path"]
@@ -261,7 +316,7 @@ class Courier:
                 failed = True
                 if not self._told:
                     self._told = True
-                    logger.warning(away_line(self._delivery.uri, self._delivery.folder, error))
+                    logger.warning(away_line(self._delivery.uri, self._delivery.folder, says(error), error))
             with self._changed:
                 self._failed = failed
                 self._done += 1

@@ -129,7 +129,7 @@ def begin(
         "run_name": old.get("run_name", folder.name),
         "start_time": old.get("start_time", now()),
         "params": params,
-        "sent": {key: sent[key] for key in ("metrics", "uploads") if key in sent},
+        "sent": {key: sent[key] for key in ("metrics", "uploads", "later", "refused") if key in sent},
     }
     write_json(folder / STATE, state | ({} if parent is None else {"parent": parent}))
 
@@ -146,8 +146,14 @@ def is_sent(folder: Path) -> bool:
         bool(sent.get("params"))
         and next(read(folder / METRICS, sent.get("metrics", 0)), None) is None
         and next(read(folder / UPLOADS, sent.get("uploads", 0)), None) is None
+        and not sent.get("later")
         and sent.get("status") == read_json(folder / SUMMARY).get("status")
     )
+
+
+def refused(folder: Path) -> dict[str, str]:
+    """What the store will never take of an output folder, and why."""
+    return dict(read_json(folder / STATE).get("sent", {}).get("refused", {}))
 
 
 @contextmanager

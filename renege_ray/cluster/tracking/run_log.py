@@ -195,8 +195,11 @@ class RunLog:
 
     def review(self) -> str:
         """The last line of a job: how to open the UI, or, where something was not sent, how to send it."""
-        if all(map(journal.is_sent, journal.family(self.output_dir))):
-            return f"MLflow: {ui_command(self.uri)}"
+        folders = journal.family(self.output_dir)
+        if all(map(journal.is_sent, folders)):
+            refused = [what for folder in folders for what in journal.refused(folder)]
+            without = f" (without {', '.join(refused[:3])}, which it refuses)" if refused else ""
+            return f"MLflow: {ui_command(self.uri)}{without}"
         return f"MLflow has not got everything; send it by: {send_command(self.uri, self.output_dir)}"
 
     def __enter__(self) -> Self:

@@ -20,9 +20,10 @@ from typing import Any
 
 from renege_ray.cluster.tracking import journal
 from renege_ray.cluster.tracking.delivery import Courier, Delivery
+from renege_ray.cluster.tracking.refusals import says
 from renege_ray.cluster.tracking.run_log import RunLog
 from renege_ray.cluster.tracking.texts import away_line, flatten
-from renege_ray.cluster.tracking.uris import masked, resolve_uri, ui_command
+from renege_ray.cluster.tracking.uris import masked, resolve_uri, sqlite_file, sqlite_uri, ui_command
 from renege_ray.errors import UserError
 
 __all__ = ["RunLog", "masked", "open_run", "resolve_uri", "send", "ui_command"]
@@ -55,7 +56,7 @@ def open_run(
     try:
         run_id = delivery.open(reopen=True)
     except Exception as error:  # servers and databases fail in many ways; none of them is the training's concern
-        logger.warning(away_line(uri, output_dir, error))
+        logger.warning(away_line(uri, output_dir, says(error), error))
     return RunLog(run_id, uri, output_dir, Courier(delivery, away=run_id is None))
 
 
@@ -77,7 +78,7 @@ def send(output_dir: Path, tracking_uri: str | None = None) -> tuple[str, str]:
     state = journal.read_json(output_dir / journal.STATE)
     if not state:
         raise UserError(f"output_dir: {str(output_dir)!r} holds no {journal.STATE}; give the folder of a run")
-    tracking_uri = tracking_uri or str(state["tracking_uri"])
+    tracking_uri = tracking_uri or _where_it_went(str(state["tracking_uri"]), output_dir)
     if "***" in tracking_uri:
         raise UserError(f"tracking_uri: {tracking_uri!r} is stored without its password; give --tracking-uri URI")
     uri = resolve_uri(tracking_uri, output_dir)
@@ -85,3 +86,9 @@ def send(output_dir: Path, tracking_uri: str | None = None) -> tuple[str, str]:
         if not Delivery(folder, uri).send(anew=True):
             raise UserError(f"output_dir: {str(output_dir)!r} is being sent by its own run; wait for its end")
     return journal.read_json(output_dir / journal.STATE)["run_id"], uri
+
+
+def _where_it_went(uri: str, output_dir: Path) -> str:
+    """The store that a run was meant for, also where both have been moved together."""
+    file, beside = sqlite_file(uri), output_dir.parent / "mlflow.db"
+    return sqlite_uri(beside) if file and not file.exists() and beside.exists() else uri

@@ -12,11 +12,11 @@ LONGEST_PARAM = 6000  # MLflow's limits
 LONGEST_NAME = 250
 
 
-def away_line(uri: str, folder: Path, error: BaseException) -> str:
-    """The one warning that a run prints about a store that does not take its results."""
+def away_line(uri: str, folder: Path, says: str, error: BaseException) -> str:
+    """The one warning that a run prints about a store that does not take its results, and what that does instead."""
     return (
-        f"MLflow at {masked(uri)} does not answer ({one_line(error)}); the run goes on and keeps"
-        f" everything in {folder}. What is missing is sent when it answers again, or later by:"
+        f"MLflow at {masked(uri)} {says} ({one_line(error)}); the run goes on and keeps"
+        f" everything in {folder}. What is missing is sent when it takes it, or later by:"
         f" {send_command(uri, folder)}"
     )
 

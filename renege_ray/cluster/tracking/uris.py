@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from sqlalchemy.engine import make_url
+
 from renege_ray.errors import UserError
 
-SQLITE = "sqlite:///"
 _DATABASES = ("postgresql", "mysql", "mssql")
 
 
@@ -25,9 +26,9 @@ def resolve_uri(tracking_uri: str | None, output_dir: Path) -> str:
     """
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or ""
     if not uri:
-        return f"{SQLITE}{output_dir.absolute().parent / 'mlflow.db'}"
-    if uri.startswith(SQLITE) and len(uri) > len(SQLITE):
-        return f"{SQLITE}{Path(uri.removeprefix(SQLITE)).absolute()}"
+        return sqlite_uri(output_dir.absolute().parent / "mlflow.db")
+    if file := sqlite_file(uri):
+        return sqlite_uri(file.expanduser().absolute())
     scheme = urlsplit(uri).scheme
     is_http = scheme in {"http", "https"} and bool(urlsplit(uri).hostname)
     if is_http or uri.startswith("databricks") or scheme.split("+")[0] in _DATABASES:
@@ -36,6 +37,24 @@ def resolve_uri(tracking_uri: str | None, output_dir: Path) -> str:
         f"tracking_uri: {masked(uri)!r} is no MLflow tracking URI;"
         f" give http(s)://HOST:PORT, or sqlite:///FILE.db for a local file, or leave it out"
     )
+
+
+def sqlite_uri(file: Path) -> str:
+    """The URI of an SQLite file, with what a URI takes for something else quoted.
+
+    MLflow makes the folder of what stands behind `sqlite:///` without unquoting it; with the driver named it does not.
+    """
+    path = str(file)
+    quoted = path.replace("%", "%25").replace("?", "%3F")
+    return f"sqlite:///{path}" if quoted == path else f"sqlite+pysqlite:///{quoted}"
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The file of an SQLite URI; None for other URIs."""
+    if not uri.startswith(("sqlite:///", "sqlite+pysqlite:///")):
+        return None
+    file = make_url(uri).database
+    return Path(file) if file else None
 
 
 def masked(text: str) -> str:
