@@ -17,6 +17,7 @@ from renege_ray.models.layout import EmbeddingLayout
 from renege_ray.output.folder import EMBEDDING_FILE
 from renege_ray.output.image_statistics import ImageStatistics
 from renege_ray.output.pictures import image_grid, save_png, text_table
+from renege_ray.output.statistics import bootstrap_means
 from renege_ray.prompts.sources import source_label
 from renege_ray.rewards.base import RewardModel, RewardScorer
 from renege_ray.sampling.images import Evaluation
@@ -135,6 +136,26 @@ def results_table(test: Evaluation, state: TrainingState) -> str:
         f"global is the best by validation, from step {state.best.step} of {state.step}\n\n"
         f"{text_table(header, rows)}\n"
     )
+
+
+def answer(test: Evaluation) -> str:
+    """In a sentence, what the learned negative has brought on held-out pairs, with a 95 % interval of the gain."""
+    others = [other for other in test.scores if other != "global"]
+    if "global" not in test.scores or not others:
+        return ""
+    wins = " and ".join(f"{other} on {test.win_rate('global', other, REWARD):.0%}" for other in others)
+    return (
+        f"The learned negative beats {wins} of {len(test.pairs)} held-out pairs; reward {gain_words(test, others[0])}"
+    )
+
+
+def gain_words(test: Evaluation, other: str) -> str:
+    """The mean gain in training reward of the learned negative over another one, and its interval over prompts."""
+    gains = test.scores["global"][REWARD] - test.scores[other][REWARD]
+    found = bootstrap_means(gains.numpy()[:, None], [pair.prompt for pair in test.pairs])
+    low, high = found.low[0], found.high[0]
+    interval = "" if math.isnan(low) else f" [{low:+.3f}, {high:+.3f}]"
+    return f"{found.mean[0]:+.3f}{interval} over {other}"
 
 
 def _same(test: Evaluation, method: str, first: str, second: str) -> bool:

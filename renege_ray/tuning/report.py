@@ -96,6 +96,18 @@ class TuningReport:
         """What two means of a prompt have to differ by; else they tie."""
         return least_difference(*(self[column(score, method, split)] for method in METHODS)) if self.rows else 0.0
 
+    def answer(self) -> str:
+        """In a sentence, what tuning has brought."""
+        if self.failed == self.rows:
+            return "No prompt could be tuned."
+        fresh = Gain.of(self.gains(), self.least())
+        low, high = fresh.interval
+        interval = "" if math.isnan(low) else f" [{low:+.3f}, {high:+.3f}]"
+        return (
+            f"Tuning changes the reward of a prompt by {fresh.mean:+.3f}{interval} on fresh seeds, and improves "
+            f"{fresh.improved:.0%} of {self.rows} prompts"
+        )
+
     def live_metrics(self) -> dict[str, float]:
         """The aggregates that are told while the job works."""
         tuned, fresh = Gain.of(self.gains(split=TUNE)), Gain.of(self.gains(split=EVAL))

@@ -60,6 +60,7 @@ def keep_results(
         table.to_parquet(path, index=False)
     text = results_text(comparison, roles.train)
     write_text(folder / "results.txt", text)
+    log.describe(folder / "results.txt", answer(comparison, roles.train))
     metrics = comparison.metrics() | performance(outcome.figures)
     log.metrics(len(table), metrics)
     failed, missing = int((table["status"] == FAILED).sum()), outcome.missing
@@ -105,6 +106,17 @@ def assign_roles(config: RunConfig, table: pd.DataFrame) -> tuple[pd.DataFrame, 
         table, ranking = with_weighted_reward(table, weights), REWARD
     known = {ranking, *train, *held_out, *ImageStatistics.names}
     return table, Roles(ranking, held_out, tuple(name for name in measured if name not in known))
+
+
+def answer(comparison: Comparison, ranking: str) -> str:
+    """In a sentence, which method is best by the score that ranks them, and how sure that is."""
+    best = max(comparison.methods, key=lambda method: comparison.mean(ranking, method)["mean"])
+    wins = ", ".join(
+        f"{comparison.between(ranking, best, other)['win_rate']:.0%} over {other}"
+        for other in comparison.methods
+        if other != best
+    )
+    return f"{best} has the best {ranking}, {number(comparison.mean(ranking, best)['mean'])}; it wins {wins}"
 
 
 def results_text(comparison: Comparison, ranking: str) -> str:

@@ -50,7 +50,7 @@ def keep_results(config: RunConfig, job: TuningJob, shape: WorkerShape, outcome:
     metrics = report.metrics() | _performance(outcome.figures)
     log.metrics(report.rows, metrics | report.live_metrics())
     artifacts |= _send_table(table, folder, log)
-    log.describe(results)
+    log.describe(results, report.answer(), artifacts.get("gallery"))
     too_many = report.failed > config.tuning.max_failed
     log.finish("failed" if too_many or missing else "finished", artifacts=artifacts, metrics=metrics)
     say(results.read_text(encoding="utf-8"))

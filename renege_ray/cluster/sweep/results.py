@@ -109,6 +109,8 @@ def keep_results(
     leaderboard = artifacts["leaderboard"].read_text(encoding="utf-8")
     table.write_text(f"{leaderboard}\n{_summary_line(counts, space, best)}\n{verdict}\n", encoding="utf-8")
     artifacts["table"] = table
+    settings = ", ".join(f"{name} {value}" for name, value in best.params.items())
+    log.describe(table, f"Best: trial {best.number} ({settings}); {verdict}", artifacts.get("history"))
     if embedding := _keep_embedding(job, space, best, log):
         artifacts["embedding"] = embedding
     metrics = counts | dict(figures)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
@@ -18,6 +19,7 @@ from mlflow.exceptions import MlflowException
 from PIL import Image
 
 from renege_ray.cluster.tracking import journal, registry, store
+from renege_ray.cluster.tracking.charts import charted
 from renege_ray.cluster.tracking.refusals import answer, http_status, is_away, is_final, says
 from renege_ray.cluster.tracking.texts import away_line, one_line, safe_name
 from renege_ray.cluster.tracking.uris import masked
@@ -227,8 +229,7 @@ class Delivery:
             arguments = (record["base_model"], record["metadata"], record["step"])
             registry.log_and_register(client, run_id, path, *arguments)
         elif record["kind"] == "description":
-            text = path.read_text(encoding="utf-8")[: LONGEST_TAG - 20]
-            client.set_tag(run_id, "mlflow.note.content", f"```text\n{text}\n```")  # Markdown would reflow a table
+            client.set_tag(run_id, "mlflow.note.content", _description(run_id, path, record))
         elif path.is_dir():
             client.log_artifacts(run_id, str(path), record["folder"] or path.name)
         else:
@@ -347,11 +348,22 @@ class Courier:
             self._changed.wait_for(lambda: self._stopping or self._done < self._due, timeout=seconds)
 
 
+def _description(run_id: str, path: Path, record: journal.Record) -> str:
+    """Markdown for the run's page: the answer, the picture among the run's artifacts, the text letter by letter."""
+    parts = [f"**{record['answer']}**"] if record.get("answer") else []
+    if record.get("picture"):
+        parts.append(f"![picture](get-artifact?path={quote(Path(record['picture']).name)}&run_uuid={run_id})")
+    head = "\n\n".join([*parts, ""])
+    text = path.read_text(encoding="utf-8")[: LONGEST_TAG - len(head) - 20]
+    return f"{head}```text\n{text}\n```"  # Markdown would reflow a table
+
+
 def _metrics_of(record: journal.Record) -> list[Metric]:
     """One line of metrics.jsonl. An infinity, which MLflow would chart as 1.8e308, becomes NaN."""
+    given = record["metrics"]
     numbers = {
-        safe_name(name): value if isinstance(value, int | float) else float("nan")
-        for name, value in record["metrics"].items()
+        safe_name(shown): given[name] if isinstance(given[name], int | float) else float("nan")
+        for name, shown in charted(given).items()
     }
     return [Metric(name, value, record["time"], record["step"]) for name, value in numbers.items()]
 

@@ -120,9 +120,15 @@ class RunLog:
         """
         self._upload("artifact", path, folder=folder)
 
-    def describe(self, path: Path) -> None:
-        """Show a text file, such as the table of results, as the run's description in MLflow, letter by letter."""
-        self._upload("description", path)
+    def describe(self, path: Path, answer: str = "", picture: Path | None = None) -> None:
+        """Show a text file, such as the table of results, as the run's description in MLflow, letter by letter.
+
+        Args:
+            answer: what the run has found, in a sentence; it comes first.
+            picture: one of the artifacts that `finish` is given; it comes second.
+        """
+        shown = {} if picture is None else {"picture": self._relative(picture)}
+        self._upload("description", path, answer=answer, **shown)
 
     def register_embedding(self, path: Path, base_model: str, metadata: Mapping[str, object], step: int) -> None:
         """Register a safetensors file of one tensor (1, L, D) as a new version of `renege_ray-<base_model>`.

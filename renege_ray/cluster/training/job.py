@@ -18,8 +18,9 @@ from renege_ray.cluster.training.worker_group import first_cause
 from renege_ray.config.run import RunConfig
 from renege_ray.output.console import say
 from renege_ray.output.folder import CONFIG_FILE, shown_path
+from renege_ray.sampling.run_rewards import REWARD
 from renege_ray.training.inputs import Inputs, check_inputs, find_problems, first_problem, read_inputs, record_inputs
-from renege_ray.training.results import Artifacts, ModelFacts, metadata_of, write_results
+from renege_ray.training.results import Artifacts, ModelFacts, answer, metadata_of, write_results
 from renege_ray.training.state import TrainingState
 
 JOB = "train_global"
@@ -144,7 +145,10 @@ def _keep_results(config: RunConfig, state: TrainingState, outcome: dict[str, An
     if artifacts.picture:
         log.image("before_after", artifacts.picture, state.step)
     metadata = asdict(metadata_of(config, facts, state.best.step))
-    log.describe(artifacts.table)
+    log.metrics(
+        state.step, {"test/gain over null": state.test.mean("global", REWARD) - state.test.mean("null", REWARD)}
+    )
+    log.describe(artifacts.table, answer(state.test), artifacts.picture)
     log.register_embedding(artifacts.embedding, facts.base_model, metadata, state.best.step)
     log.finish(
         "finished",
