@@ -37,7 +37,7 @@ def score_column(score: str) -> str:
 
 @dataclass(frozen=True)
 class Step:
-    """How two methods compare that stand next to each other in the order of the methods."""
+    """How two methods compare: those that stand next to each other in the order of the methods, say."""
 
     lower: str
     higher: str
@@ -170,12 +170,13 @@ class Comparison:
 
     def steps(self, score: str, style: str = ALL) -> list[Step]:
         """Each method against the one before it: null < handwritten < global < prompt, where they are named so."""
-        found = []
-        for lower, higher in pairwise(self.methods):
-            row = self.between(score, higher, lower, style)
-            names = ("difference", "difference_low", "difference_high", "least_difference")
-            found.append(Step(lower, higher, *(float(row[name]) for name in names)))
-        return found
+        return [self.step(score, lower, higher, style) for lower, higher in pairwise(self.methods)]
+
+    def step(self, score: str, lower: str, higher: str, style: str = ALL) -> Step:
+        """How a method compares with another one."""
+        row = self.between(score, higher, lower, style)
+        names = ("difference", "difference_low", "difference_high", "least_difference")
+        return Step(lower, higher, *(float(row[name]) for name in names))
 
     def splits(self, count: int = 10) -> pd.DataFrame:
         """HPSv2's own protocol: the prompts of each style in `count` equal groups; mean and standard deviation (that of

@@ -12,11 +12,16 @@ from torch import Tensor
 
 from renege_ray.output.pictures import image_saturation, image_sharpness
 
+ABOUT = {
+    "saturation": "how far the colours are from grey: no better or worse, but it rises where a reward is being pleased",
+    "sharpness": "edges and noise together: no better or worse, but it rises where a reward is being pleased",
+}
+
 
 class ImageStatistics:
     """A scorer (see `renege_ray.rewards.base`) that looks at the pixels alone."""
 
-    names: tuple[str, ...] = ("saturation", "sharpness")
+    names: tuple[str, ...] = tuple(ABOUT)
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         """{"saturation": (B,), "sharpness": (B,)} of images (B, 3, H, W) in [0, 1]."""

@@ -140,11 +140,15 @@ REWARDS = {facts.name: facts for facts in _ALL}
 SHORT_NAMES = {"hpsv2": "hpsv2-v2.1"}
 REWARD_NAMES = (*REWARDS, *SHORT_NAMES)
 # What the judges measure, {judge: scores}.
-JUDGE_SCORES = {
-    "judge": ("judge_clean", "judge_shape", "judge_colour", "judge_background", "judge_size"),
-    **{name: (name,) for name in VIDEO_METRICS},
-}
+_JUDGE = {
+    "judge_clean": "the share of images in which the embedded model's judge finds no defect",
+    **{f"judge_{part}": f"the share that has the {part} that the prompt asks for, by the embedded model's judge"
+       for part in ("shape", "colour", "background", "size")},
+}  # fmt: skip
+JUDGE_SCORES = {"judge": tuple(_JUDGE), **{name: (name,) for name in VIDEO_METRICS}}
 JUDGE_NAMES = tuple(JUDGE_SCORES)
+# What a score says, in a few words.
+ABOUT = {facts.name: facts.about for facts in (*_ALL, *_VIDEO_METRICS)} | _JUDGE
 SOURCES = {source.name: source for facts in (*_ALL, *_VIDEO_METRICS) for source in facts.sources}
 
 

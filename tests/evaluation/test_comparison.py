@@ -150,7 +150,7 @@ def test_an_embedding_that_differs_by_its_rounding_alone_ties() -> None:
             row = compared.between(score, "global", "null", style)
             assert row["win_rate"] == 0.5 and 0 < row["least_difference"] < 0.01
         assert compared.steps(score)[0].verdict == 0 and not compared.steps(score)[0].separated
-    assert answer(compared, "toy")[1]["sign"] == "≈" and "no difference" in answer(compared, "toy")[1]["words"]
+    assert answer(compared, "toy")[1]["direction"] == "same" and "no difference" in answer(compared, "toy")[1]["words"]
     assert not any(
         "above null" in said or "null above" in said for said in disagreements(compared, "toy", ["toy_held_out"])
     )

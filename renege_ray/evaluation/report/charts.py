@@ -33,7 +33,8 @@ def chart_of_means(comparison: Comparison, score: str) -> str:
     styles = [ALL, *comparison.styles]
     rows = {(style, method): comparison.mean(score, method, style) for style in styles for method in comparison.methods}
     ends = [row[name] for row in rows.values() for name in ("mean", "paired_low", "paired_high")]
-    finite = [end for end in ends if math.isfinite(end)] or [0.0, 1.0]
+    digits = digits_of(comparison, score)
+    finite = _with_room([end for end in ends if math.isfinite(end)], digits)
     ticks = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(min(finite), max(finite))
     low, high = min(ticks[0], min(finite)), max(ticks[-1], max(finite))
     scale = (WIDTH - LABELS - RIGHT) / ((high - low) or 1)
@@ -44,7 +45,7 @@ def chart_of_means(comparison: Comparison, score: str) -> str:
     headings = len(styles) > 1
     height = len(rows) * ROW + (len(styles) * HEAD if headings else 6) + AXIS
     parts = [f'<line x1="{x(t)}" x2="{x(t)}" y1="4" y2="{height - AXIS + 4}"/>' for t in ticks if low <= t <= high]
-    digits, y = digits_of(comparison, score), 6
+    y = 6
     for style in styles:
         if headings:
             parts.append(f'<text class="group" x="0" y="{y + 15}">{escape(style)}</text>')
@@ -64,6 +65,17 @@ def chart_of_means(comparison: Comparison, score: str) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" role="img" aria-label="{label}" '
         f'viewBox="0 0 {WIDTH} {height}">{"".join(parts)}</svg>'
     )
+
+
+def _with_room(ends: Sequence[float], digits: int) -> list[float]:
+    """The ends of an axis, far enough apart for ticks that can be told from each other: of a score that is the same for
+    all, one in a hundred of it, and ten times what is shown of it.
+    """
+    if not ends:
+        return [0.0, 1.0]
+    low, high = min(ends), max(ends)
+    middle, span = (low + high) / 2, max(high - low, abs(low + high) / 200, 10.0 ** (1 - digits))
+    return [low, high] if span == high - low else [middle - span / 2, middle + span / 2]
 
 
 def _row(method: str, row: pd.Series, colour: str, y: float, x: Callable[[float], float], digits: int) -> list[str]:

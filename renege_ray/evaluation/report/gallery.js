@@ -5,7 +5,9 @@
   const facts = JSON.parse(document.getElementById("facts").textContent);
   const { methods, scores, pairs, prompts, styles, values } = facts;
   const byId = (id) => document.getElementById(id);
-  const state = { order: "best", page: 0, listed: [], open: -1 };
+  const state = { order: "best", page: 0, listed: [], viewed: [], open: -1 };
+  const BEST = 6;
+  const WORST = 2;
 
   // Elements hold texts, never markup: prompts may be anything.
   function element(tag, attributes = {}, ...children) {
@@ -22,11 +24,12 @@
   const prompt = (pair) => prompts[pairs[pair][0]];
   const style = (pair) => styles[pairs[pair][1]];
 
-  function gain(pair, score) {
-    const first = value(pair, Number(byId("method").value), score);
-    const second = value(pair, Number(byId("other").value), score);
+  function difference(pair, score, method, other) {
+    const [first, second] = [value(pair, method, score), value(pair, other, score)];
     return first === null || second === null ? null : first - second;
   }
+
+  const gain = (pair, score) => difference(pair, score, Number(byId("method").value), Number(byId("other").value));
 
   function shown(number, score, sign) {
     if (number === null) return "–";
@@ -44,6 +47,16 @@
     if (!encoded) return null;
     const kinds = { i: "png", U: "webp", "/": "jpeg", R: "gif" };
     return `data:image/${kinds[encoded[0]]};base64,${encoded}`;
+  }
+
+  const nameOf = (pair, method) => `${methods[method]}, “${prompt(pair)}”, seed ${pairs[pair][2]}`;
+
+  function pictureOf(pair, method) {
+    const source = picture(pair, method);
+    if (!source) return null;
+    const image = element("img", { src: source, alt: nameOf(pair, method), decoding: "async" });
+    image.addEventListener("load", () => image.classList.toggle("pixels", image.naturalWidth <= 128));
+    return image;
   }
 
   // How far two scores are apart about a pair's gain, each in its own standard deviations.
@@ -106,15 +119,47 @@
     byId("controls").scrollIntoView();
   }
 
+  function gainOf(found, score, name) {
+    const direction = found > facts.least[score] ? "up" : found < -facts.least[score] ? "down" : "";
+    return element("span", { class: `gain ${direction}` }, `${name}${shown(found, score, true)}`);
+  }
+
+  // Beside the answer: the pairs that the last method changes most against the first, for better and for worse.
+  function showTelling() {
+    const place = byId("telling");
+    if (!place) return;
+    const last = methods.length - 1;
+    const changed = (pair) => difference(pair, facts.train, last, 0);
+    const sorted = pairs.map((_, pair) => pair).filter((pair) => changed(pair) !== null);
+    sorted.sort((a, b) => changed(b) - changed(a) || a - b);
+    const some = (from, count) => {
+      const found = [];
+      for (const pair of from) if (found.length < count && picture(pair, 0) && picture(pair, last)) found.push(pair);
+      return found;
+    };
+    const best = some(sorted, BEST);
+    const worst = some(sorted.filter((pair) => !best.includes(pair)).reverse(), WORST);
+    const chosen = [...best, ...worst];
+    const tile = (pair) => {
+      const said = `Enlarge: “${prompt(pair)}”, seed ${pairs[pair][2]}`;
+      const button = element("button", { type: "button", "aria-label": said });
+      for (const method of [0, last]) button.append(pictureOf(pair, method));
+      button.addEventListener("click", () => enlarge(chosen.indexOf(pair), chosen, button));
+      const text = element("p", { title: prompt(pair) }, gainOf(changed(pair), facts.train, ""), ` ${prompt(pair)}`);
+      return element("article", { class: "tile" }, button, text);
+    };
+    const group = (words, found) => {
+      if (found.length) place.append(element("h3", {}, words), element("div", { class: "tiles" }, ...found.map(tile)));
+    };
+    group("The largest gains", best);
+    group(worst.some((pair) => changed(pair) < 0) ? "The largest losses" : "The smallest gains", worst);
+  }
+
   function factsOf(pair, tag) {
     const line = element(tag, { class: "facts caption" });
     const shownScores = [Number(byId("score").value)];
     if (state.order === "disagreement") shownScores.push(Number(byId("against").value));
-    for (const score of shownScores) {
-      const found = gain(pair, score);
-      const direction = found > facts.least[score] ? "up" : found < -facts.least[score] ? "down" : "";
-      line.append(element("span", { class: `gain ${direction}` }, `${scores[score]} ${shown(found, score, true)}`));
-    }
+    for (const score of shownScores) line.append(gainOf(gain(pair, score), score, `${scores[score]} `));
     if (style(pair)) line.append(element("span", {}, style(pair)));
     line.append(element("span", {}, `seed ${pairs[pair][2]}`));
     return line;
@@ -132,18 +177,10 @@
   // A picture with its scores, as a button that enlarges the pair. Without a place in the list it is that large picture.
   function figure(pair, method, place) {
     const key = `${pair}/${method}`;
-    const source = picture(pair, method);
-    const said = `${methods[method]}, “${prompt(pair)}”, seed ${pairs[pair][2]}`;
-    let view;
-    if (source) {
-      const image = element("img", { src: source, alt: said, decoding: "async" });
-      image.addEventListener("load", () => image.classList.toggle("pixels", image.naturalWidth <= 128));
-      view = image;
-    } else {
-      view = element("div", { class: "none" }, facts.status[key] || "no picture");
-    }
+    let view = pictureOf(pair, method) || element("div", { class: "none" }, facts.status[key] || "no picture");
     if (place !== undefined) {
-      const button = element("button", { type: "button", title: "Enlarge", "aria-label": `Enlarge: ${said}` }, view);
+      const said = `Enlarge: ${nameOf(pair, method)}`;
+      const button = element("button", { type: "button", title: "Enlarge", "aria-label": said }, view);
       button.addEventListener("click", () => enlarge(place));
       view = button;
     }
@@ -163,18 +200,19 @@
     return chosen;
   }
 
-  function enlarge(place) {
-    const pair = state.listed[place];
-    state.open = place;
+  // A pair of a list, by its place: of the gallery, or of those beside the answer, to whose picture the focus returns.
+  function enlarge(place, list = state.listed, button = null) {
+    const pair = list[place];
+    Object.assign(state, { open: place, viewed: list, button });
     byId("enlarged-title").textContent = prompt(pair) || "(empty prompt)";
     byId("enlarged-facts").replaceWith(Object.assign(factsOf(pair, "p"), { id: "enlarged-facts" }));
-    byId("enlarged-place").textContent = `${place + 1} of ${state.listed.length}`;
+    byId("enlarged-place").textContent = `${place + 1} of ${list.length}`;
     const row = byId("enlarged-pictures");
     row.style.setProperty("--methods", methods.length);
     row.replaceChildren(...methods.map((_, method) => figure(pair, method)));
     byId("enlarged-scores").replaceChildren(scoresOf(pair));
     byId("enlarged-previous").disabled = place === 0;
-    byId("enlarged-next").disabled = place + 1 >= state.listed.length;
+    byId("enlarged-next").disabled = place + 1 >= list.length;
     if (!byId("enlarged").open) byId("enlarged").showModal();
   }
 
@@ -185,7 +223,7 @@
     scores.forEach((name, score) => {
       const found = methods.map((_, method) => value(pair, method, score));
       const best = Math.max(...found.map((number) => (number === null ? -Infinity : number)));
-      const row = element("tr", {}, element("th", { scope: "row" }, name));
+      const row = element("tr", {}, element("th", { scope: "row", title: facts.about[score] }, name));
       for (const number of found) {
         const ahead = (other) => best - (other === null ? -Infinity : other) > facts.least[score];
         const wins = facts.ranked[score] && number !== null && !ahead(number) && found.some(ahead);
@@ -198,11 +236,15 @@
 
   function move(by) {
     const place = state.open + by;
-    if (place >= 0 && place < state.listed.length) enlarge(place);
+    if (place >= 0 && place < state.viewed.length) enlarge(place, state.viewed, state.button);
   }
 
   // Back in the list, the keyboard goes on at the pair that was shown last.
   byId("enlarged").addEventListener("close", () => {
+    if (state.button) {
+      state.button.focus();
+      return;
+    }
     const page = Math.floor(state.open / PAGE);
     if (page !== state.page) {
       state.page = page;
@@ -258,4 +300,5 @@
   byId("style-label").hidden = styles.length < 2;
   byId("cards").style.setProperty("--card-width", `${Math.max(16, Math.min(60, methods.length * 8))}rem`);
   update();
+  showTelling();
 })();

@@ -11,7 +11,7 @@ import pandas as pd
 
 from renege_ray.evaluation.comparison import OK, Comparison
 from renege_ray.evaluation.report.charts import colour_of
-from renege_ray.evaluation.report.tables import digits_of
+from renege_ray.evaluation.report.tables import ABOUT, digits_of
 from renege_ray.evaluation.report.thumbnails import thumbnails
 from renege_ray.output.image_statistics import ImageStatistics
 
@@ -94,6 +94,7 @@ def _facts(
         "methods": list(methods),
         "scores": list(comparison.scores),
         "ranked": [score not in ImageStatistics.names for score in comparison.scores],
+        "about": [ABOUT.get(score, "") for score in comparison.scores],
         "digits": [digits_of(comparison, score) for score in comparison.scores],
         "least": [comparison.least[score] for score in comparison.scores],
         "prompts": list(prompts),

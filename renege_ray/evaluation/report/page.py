@@ -13,10 +13,12 @@ from renege_ray.evaluation.agreement import disagreements
 from renege_ray.evaluation.comparison import ALL, Comparison, Step
 from renege_ray.evaluation.report.charts import colour_of
 from renege_ray.evaluation.report.gallery import make_gallery
-from renege_ray.evaluation.report.tables import Table, digits_of
+from renege_ray.evaluation.report.tables import ABOUT, Table, digits_of
 from renege_ray.output.image_statistics import ImageStatistics
 from renege_ray.output.numbers import interval, number
 from renege_ray.output.whole_files import whole_file
+
+_DIRECTIONS = {1: "up", 0: "same", -1: "down", None: ""}
 
 
 @dataclass(frozen=True)
@@ -44,17 +46,21 @@ def write_page(
     """Write the page and return its path."""
     scores = list(dict.fromkeys([train_score, *others, *comparison.scores]))
     ranked = [score for score in scores if score not in ImageStatistics.names]
+    roles = dict.fromkeys(others, "not trained against") | {train_score: "trained against"}
     page = _environment().get_template("page.html.j2")
     content = page.stream(
         title=title,
         notes=[*notes, *left_out(comparison)],
         comparison=comparison,
         train_score=train_score,
+        headline=headline(comparison, train_score),
         answer=answer(comparison, train_score),
         agreement=disagreements(comparison, train_score, others),
         tables={paper.name: paper for paper in papers},
         charts={score: Markup(charts[score]) for score in scores},
-        roles=dict.fromkeys(others, "not trained against") | {train_score: "trained against"},
+        roles=roles,
+        about=ABOUT,
+        score_rows=score_rows(comparison, scores, roles),
         matrices={score: win_matrix(comparison, score) for score in ranked},
         gallery=make_gallery(comparison, table, train_score, others, images_root),
         style=_asset("style.css"),
@@ -64,6 +70,22 @@ def write_page(
     with whole_file(path) as temporary:
         content.dump(str(temporary), encoding="utf-8", errors="xmlcharrefreplace")
     return path
+
+
+def headline(comparison: Comparison, score: str) -> tuple[str, str]:
+    """Whether the last method beats the first, in a word and in a sentence; ("", "") of one method."""
+    first, last = comparison.methods[0], comparison.methods[-1]
+    if first == last:
+        return "", ""
+    row, digits = comparison.between(score, last, first), digits_of(comparison, score)
+    rates = [f"{100 * rate:.0f}" for rate in (row["win_rate"], row["win_rate_low"], row["win_rate_high"])]
+    verdict = comparison.step(score, first, last).verdict
+    claimed = verdict is not None
+    words = {1: "Yes.", 0: "That cannot be told.", -1: "No.", None: "Too few prompts or seeds to tell."}
+    wins = f"{last} wins over {first} on {rates[0]} %{f' [{rates[1]}, {rates[2]}]' if claimed else ''} of the pairs"
+    gain = number(row["difference"], digits, signed=True)
+    bounds = f" {interval(row['difference_low'], row['difference_high'], digits)}" if claimed else ""
+    return words[verdict], f"{wins}; its gain in {score} is {gain}{bounds}."
 
 
 def answer(comparison: Comparison, score: str) -> list[dict[str, str]]:
@@ -78,15 +100,38 @@ def answer(comparison: Comparison, score: str) -> list[dict[str, str]]:
                 "method": method,
                 "mean": number(row["mean"], digits),
                 "interval": interval(row["paired_low"], row["paired_high"], digits),
-                "sign": _sign(step) if step else "",
+                "direction": _DIRECTIONS[step.verdict] if step else "",
                 "words": _words(step, digits) if step else "",
             }
         )
     return found
 
 
-def _sign(step: Step) -> str:
-    return {1: "<", 0: "≈", -1: ">", None: "?"}[step.verdict]
+def score_rows(comparison: Comparison, scores: Sequence[str], roles: Mapping[str, str]) -> list[dict[str, str]]:
+    """Of each score what it says, the means of the first and the last method, and how the two compare."""
+    first, last = comparison.methods[0], comparison.methods[-1]
+    rows = []
+    for score in scores:
+        digits = digits_of(comparison, score)
+        found = {
+            "score": score,
+            "about": ABOUT.get(score, ""),
+            "role": roles.get(score, ""),
+            "first": number(comparison.mean(score, first)["mean"], digits),
+            "last": number(comparison.mean(score, last)["mean"], digits),
+        }
+        if first != last:
+            row = comparison.between(score, last, first)
+            ranked = score not in ImageStatistics.names
+            found |= {
+                "direction": _DIRECTIONS[comparison.step(score, first, last).verdict] if ranked else "",
+                "gain": number(row["difference"], digits, signed=True),
+                "gain_bounds": interval(row["difference_low"], row["difference_high"], digits),
+                "wins": number(row["win_rate"], 2) if ranked else "",
+                "wins_bounds": interval(row["win_rate_low"], row["win_rate_high"], 2) if ranked else "",
+            }
+        rows.append(found)
+    return rows
 
 
 def _words(step: Step, digits: int) -> str:

@@ -8,10 +8,16 @@ from pathlib import Path
 import pandas as pd
 
 from renege_ray.evaluation.comparison import ALL, Comparison
+from renege_ray.output import image_statistics
 from renege_ray.output.image_statistics import ImageStatistics
 from renege_ray.output.numbers import NOTHING, digits_for, interval, number
 from renege_ray.output.whole_files import whole_file
 from renege_ray.prompts.published import SETS
+from renege_ray.rewards import catalogue as rewards
+from renege_ray.sampling.run_rewards import REWARD
+
+# What a score says, in a few words.
+ABOUT = {**rewards.ABOUT, **image_statistics.ABOUT, REWARD: "the weighted sum of what was trained against"}
 
 
 @dataclass(frozen=True)

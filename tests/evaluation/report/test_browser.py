@@ -21,7 +21,10 @@ pytestmark = pytest.mark.browser
 METHODS = ["null", "handwritten", "global", "prompt"]
 STYLES = ("anime", "photo")
 PAIRS, PAGE = 60, 24
-SHOWN = """return [...document.images].every((image) => image.complete && image.naturalWidth === 32
+FIRST_SCREEN = {"width": 1280, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+SHOWN = """return [...document.querySelectorAll("#cards img")].every((image) => image.complete
+    && image.naturalWidth === 32
     && getComputedStyle(image).imageRendering === "pixelated")"""
 
 
@@ -115,11 +118,46 @@ def test_every_picture_is_shown_on_its_page(opened: Chrome) -> None:
     for place in range(3):
         WebDriverWait(opened, 60).until(lambda browser: browser.execute_script(SHOWN))
         assert opened.execute_script("return [...document.images].every((image) => image.alt)")
-        seen += opened.execute_script("return document.images.length")
+        seen += opened.execute_script("return document.querySelectorAll('#cards img').length")
         if place < 2:
             opened.find_element(By.ID, "next").click()
     assert seen == PAIRS * len(METHODS)
     assert "Page 3 of 3" in opened.find_element(By.CLASS_NAME, "pager").text
+
+
+def test_the_telling_pairs_stand_beside_the_answer(opened: Chrome, table: pd.DataFrame) -> None:
+    """Six of the largest gains, two of the largest losses, before and after, on the first screen; each is a button."""
+    opened.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", FIRST_SCREEN)
+    by_gain = gains(table, "toy", "prompt", "null")
+    expected = [*by_gain.index[:6], *by_gain.index[:-3:-1]]
+    tiles = opened.find_elements(By.CLASS_NAME, "tile")
+    shown = [tile.find_element(By.TAG_NAME, "p").get_attribute("title") for tile in tiles]
+    assert shown == expected
+    for tile, prompt in zip(tiles, expected, strict=True):
+        named = [image.get_attribute("alt") for image in tile.find_elements(By.TAG_NAME, "img")]
+        assert [str(name).split(", “")[0] for name in named] == ["null", "prompt"]
+        assert tile.find_element(By.CLASS_NAME, "gain").text == number(by_gain[prompt], 3, signed=True)
+    bottom = "return [...document.querySelectorAll('.tile')].at(-1).getBoundingClientRect().bottom"
+    assert 0 < opened.execute_script(bottom) <= FIRST_SCREEN["height"]
+    assert opened.find_element(By.CLASS_NAME, "headline").text.startswith("Yes. prompt wins over null on ")
+    tiles[1].find_element(By.TAG_NAME, "button").click()
+    assert opened.find_element(By.ID, "enlarged-title").text == expected[1]
+    assert opened.find_element(By.ID, "enlarged-place").text == "2 of 8"
+    ActionChains(opened).send_keys(Keys.ARROW_RIGHT).perform()
+    assert opened.find_element(By.ID, "enlarged-title").text == expected[2]
+    ActionChains(opened).send_keys(Keys.ESCAPE).perform()
+    WebDriverWait(opened, 60).until(lambda b: not b.find_element(By.ID, "enlarged-title").is_displayed())
+    assert expected[1] in str(opened.switch_to.active_element.get_attribute("aria-label"))
+
+
+def test_a_phone_shows_it_without_scrolling_sideways(opened: Chrome) -> None:
+    try:
+        opened.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", PHONE)
+        assert opened.execute_script("return document.documentElement.scrollWidth") == PHONE["width"]
+        answer, pictures = (opened.find_element(By.CLASS_NAME, name).rect["y"] for name in ("headline", "tile"))
+        assert 0 < answer < pictures < PHONE["height"]
+    finally:
+        opened.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 def test_it_sorts_by_gain_and_disagreement(opened: Chrome, table: pd.DataFrame) -> None:

@@ -12,9 +12,13 @@ from PIL import Image
 
 from renege_ray.evaluation.comparison import Comparison
 from renege_ray.evaluation.report import gallery
-from renege_ray.evaluation.report.tables import Table, latex, markdown
+from renege_ray.evaluation.report.charts import chart_of_means
+from renege_ray.evaluation.report.page import headline
+from renege_ray.evaluation.report.tables import ABOUT, Table, latex, markdown
 from renege_ray.evaluation.report.thumbnails import SIZES, thumbnails
 from renege_ray.evaluation.report.write import write_report
+from renege_ray.output.image_statistics import ImageStatistics
+from renege_ray.rewards.catalogue import JUDGE_SCORES, REWARDS, VIDEO_METRICS
 from tests.evaluation_tables import STRANGE, evaluation_table, made_up_scores
 
 METHODS = ["null", "handwritten", "global", "prompt"]
@@ -85,6 +89,44 @@ def test_a_report_of_one_method_and_one_prompt(tmp_path: Path) -> None:
     assert "No pictures were kept" in page
     assert "nan" not in written["means_md"].read_text()
     assert "| toy | global | 0" in written["means_md"].read_text() or "\N{EN DASH}" in written["means_md"].read_text()
+
+
+@pytest.mark.parametrize("constant", [0.0, 1.0, 21.3, -1e-6, 0.25, 1e5])
+def test_axes_of_a_constant_score_have_ticks_that_can_be_told_apart(constant: float) -> None:
+    """Also where the score differs by rounding alone."""
+    scores = {
+        method: {"toy": np.full(30, constant) + i * 1e-9 * abs(constant)} for i, method in enumerate(("null", "global"))
+    }
+    chart = chart_of_means(Comparison.from_table(evaluation_table(scores), ["toy"], ["null", "global"]), "toy")
+    svg = ElementTree.fromstring(chart)
+    ticks = [text.text for text in svg.iter("{http://www.w3.org/2000/svg}text") if text.get("class") == "faint"]
+    places = [float(text.get("x", 0)) for text in svg.iter() if text.get("class") == "faint"]
+    assert 3 <= len(ticks) <= 8 and len(set(ticks)) == len(ticks) and all(len(str(tick)) <= 8 for tick in ticks)
+    assert min(np.diff(places)) > 30
+    dots = [float(dot.get("cx", 0)) for dot in svg.iter("{http://www.w3.org/2000/svg}circle")]
+    assert all(places[0] <= dot <= places[-1] for dot in dots)
+
+
+def test_the_answer_comes_first_in_words(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    base, noise = rng.normal(size=40), 0.3 * rng.normal(size=40)
+    for gain, few, words in (
+        (0.5, 40, "Yes. global wins over null on"),
+        (-0.5, 40, "No. global wins over null on"),
+        (0.0, 40, "That cannot be told. global wins over null on"),
+        (0.5, 4, "Too few prompts or seeds to tell. global wins over null on 100 % of the pairs"),
+    ):
+        scores = {"null": {"toy": base[:few]}, "global": {"toy": (base + gain + noise - noise.mean())[:few]}}
+        compared = Comparison.from_table(evaluation_table(scores), ["toy"], ["null", "global"])
+        assert " ".join(headline(compared, "toy")).startswith(words)
+    page = write(tmp_path, evaluation_table(scores), methods=["null", "global"], scores=["toy"], held_out_scores=[])
+    assert "Too few prompts or seeds to tell." in page["report"].read_text()
+
+
+def test_every_score_that_there_is_is_explained_in_a_few_words() -> None:
+    names = [*REWARDS, *VIDEO_METRICS, *(score for scores in JUDGE_SCORES.values() for score in scores)]
+    for name in [*names, *ImageStatistics.names, "reward"]:
+        assert 10 < len(ABOUT[name]) < 110, name
 
 
 def test_a_score_that_is_not_there_is_refused(tmp_path: Path, table: pd.DataFrame) -> None:
