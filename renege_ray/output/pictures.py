@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
+from renege_ray.output.fonts import Font, font_for
 from renege_ray.output.whole_files import whole_file
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ WIDEST_GRID = 1600
 LABEL_WIDTH = 120  # fixed: a changing label must not move the pictures under a slider
 GAP = 6
 MARGIN = 12
+FONT, TITLE_FONT = 13, 16
 CAPTION_LINES = 4
 PAGE, INK, FAINT_INK = ((240, 240, 243), (28, 28, 32), (84, 84, 92))  # a grey page: white images keep their edge
 
@@ -48,9 +50,9 @@ def image_grid(rows: Mapping[str, Tensor], captions: Sequence[str], title: str =
         raise ValueError(f"{len(captions)} captions do not fit rows of shape {shape}")
     cell_width, cell_height = _shown_size(width, height, count)
 
-    title_font, font = ImageFont.load_default(16), ImageFont.load_default(13)
     line_height = 17
-    wrapped = [_wrap(caption, font, cell_width, CAPTION_LINES) for caption in captions]
+    fonts = [font_for(caption, FONT) for caption in captions]
+    wrapped = [_wrap(text, font, cell_width, CAPTION_LINES) for text, font in zip(captions, fonts, strict=True)]
     pictures_top = MARGIN + 26 + line_height * max(len(lines) for lines in wrapped) + GAP
     pictures_left = MARGIN + LABEL_WIDTH + GAP
     canvas = Image.new(
@@ -62,14 +64,14 @@ def image_grid(rows: Mapping[str, Tensor], captions: Sequence[str], title: str =
         PAGE,
     )
     draw = ImageDraw.Draw(canvas)
-    draw.text((MARGIN, MARGIN), title, fill=INK, font=title_font)
+    draw.text((MARGIN, MARGIN), title, fill=INK, font=font_for(title, TITLE_FONT))
     for column, lines in enumerate(wrapped):
         x = pictures_left + column * (cell_width + GAP)
         first_line = pictures_top - GAP - line_height * len(lines)  # captions stand on their pictures
         for number, line in enumerate(lines):
-            draw.text((x, first_line + number * line_height), line, fill=FAINT_INK, font=font)
+            draw.text((x, first_line + number * line_height), line, fill=FAINT_INK, font=fonts[column])
     for row, (label, images) in enumerate(rows.items()):
-        y = pictures_top + row * (cell_height + GAP)
+        y, font = pictures_top + row * (cell_height + GAP), font_for(label, FONT)
         lines = [line for part in label.split("\n") for line in _wrap(part, font, LABEL_WIDTH)]
         for number, line in enumerate(lines):
             top = y + (cell_height - line_height * len(lines)) // 2 + number * line_height
@@ -189,22 +191,26 @@ def _resize(image: Image.Image, width: int, height: int) -> Image.Image:
     return image.resize((width, height), Image.Resampling.NEAREST if enlarge else Image.Resampling.LANCZOS)
 
 
-def _wrap(
-    text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int, most: int | None = None
-) -> list[str]:
-    """Break at blanks so that every line fits `width` px; what is beyond `most` lines becomes an ellipsis."""
+def _wrap(text: str, font: Font, width: int, most: int | None = None) -> list[str]:
+    """Break at blanks, and in words that are longer than a line (some scripts have no blanks), so that every line fits
+    `width` px; what is beyond `most` lines becomes an ellipsis.
+    """
     lines: list[str] = []
     for word in text.split():
         if lines and font.getlength(f"{lines[-1]} {word}") <= width:
             lines[-1] += f" {word}"
-        else:
-            lines.append(_cut(word, font, width))
+            continue
+        lines.append("")
+        for character in word:
+            if lines[-1] and font.getlength(lines[-1] + character) > width:
+                lines.append("")
+            lines[-1] += character
     if most is not None and len(lines) > most:
         lines = [*lines[: most - 1], _cut(lines[most - 1] + " ...", font, width)]
     return lines or [""]
 
 
-def _cut(line: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+def _cut(line: str, font: Font, width: int) -> str:
     """The line itself where it fits `width` px, else as much of it as fits with an ellipsis."""
     if font.getlength(line) <= width:
         return line

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFont
 
+from renege_ray.output import pictures
+from renege_ray.output.fonts import font_for
 from renege_ray.output.pictures import PAGE, image_grid, image_saturation, image_sharpness, save_png, text_table, to_pil
 
 CAPTIONS = ["a small red circle on white", "a large blue star on pink", "a cross"]
@@ -52,6 +54,28 @@ def test_grid_refuses_rows_that_do_not_fit() -> None:
 
 def test_unbreakable_and_empty_captions_are_drawn() -> None:
     image_grid({"": torch.zeros(2, 3, 8, 8)}, ["x" * 500, ""])
+
+
+@pytest.mark.parametrize(
+    "text", ["красная звезда", "κόκκινο αστέρι", "نجمة حمراء", "étoile", "a red star", "Đỏ ngôi sao"]
+)
+def test_letters_are_drawn_by_a_font_that_has_them(text: str) -> None:
+    font = font_for(text, 13)
+    box = bytes(font.getmask("\U0010ffff"))
+    assert not [letter for letter in text if not letter.isspace() and bytes(font.getmask(letter)) == box]
+    if text.isascii():
+        assert font.getname() == ImageFont.load_default(13).getname(), "what Pillow's own font has is drawn by it"
+
+
+def test_captions_in_scripts_without_blanks_are_wrapped() -> None:
+    """Five lines of a script without blanks, of which four are drawn, the last with an ellipsis."""
+    font = font_for("", 13)
+    lines = pictures._wrap("ж" * 60, font, 100, 4)
+    assert len(lines) == 4 and lines[-1].endswith("...") and set("".join(lines)) == {"ж", "."}
+    assert all(font.getlength(line) <= 100 for line in lines)
+    assert pictures._wrap("one two", font, 100) == ["one two"]
+    one, long = image_grid({"": torch.zeros(1, 3, 8, 8)}, ["ж"]), image_grid({"": torch.zeros(1, 3, 8, 8)}, ["ж" * 60])
+    assert long.height - one.height == 3 * 17
 
 
 def test_saturation_and_sharpness_have_exact_values() -> None:
