@@ -303,6 +303,7 @@ def test_embeddings_that_do_not_fit(nothing_starts: None, tmp_path: Path, model_
         (["--prompt", "a fox", "--negative", "none.safetensors"], "none.safetensors"),
         (["--prompt", "a fox", "--model", "./no/such/folder"], "no/such/folder"),
         (["--prompt", "a fox", "--prompt", "a \udcfcox"], "'a \\udcfcox' is not UTF-8"),
+        (["--prompt", "a fox", "--negative", "tr\udcfcb"], "the negative prompt 'tr\\udcfcb' is not UTF-8"),
     ],
 )
 def test_bad_requests_to_generate(flags: list[str], expected: str, tmp_path: Path, monkeypatch: Any) -> None:

@@ -25,6 +25,7 @@ from renege_ray.method.embedding import PICKLE_SUFFIXES, NegativeEmbedding
 from renege_ray.models.base import TextToImage
 from renege_ray.models.load import identify_text_encoder
 from renege_ray.models.text_encoder import TextEncoderIdentity
+from renege_ray.output.names import is_unicode
 from renege_ray.sampling.encoded_prompts import EncodedPrompts
 
 EMBEDDING_SUFFIXES = (".safetensors", *PICKLE_SUFFIXES)
@@ -73,13 +74,16 @@ def read_negative(kind: str, value: str, config: RunConfig, encoder: Encoder) ->
     """The negative of a kind, all but "prompt"; `config` has the handwritten one.
 
     Raises:
-        UserError: a file that is missing or damaged (then the encoder is not even looked at), or does not fit it.
+        UserError: a file that is missing or damaged (then the encoder is not even looked at), or does not fit it; a
+            text that is none.
     """
     if kind == "global":
         embedding = NegativeEmbedding.load(value)
         identity = encoder()
         embedding.check_fits(identity.layout.shapes, identity.hash, identity.name)
         return Negative(embedding=identity.layout.pack(embedding.tensors))
+    if not is_unicode(value):
+        raise UserError(f"the negative prompt {value!r} is not UTF-8; give it from a terminal or a script that is")
     if kind == "handwritten":
         return Negative(value or config.prompts.handwritten[0])
     return Negative(value if kind == "text" else None)
