@@ -17,7 +17,7 @@ RESAMPLES = 10_000
 FEWEST_PROMPTS = 6
 # Two scores that differ by less than this say nothing. An embedding is stored in float16, so it is off by up to 2^-11
 # of itself. Of null against null as stored, the embedded model's scores differ by up to 3 * 10^-4 of their spread over
-# the pairs (99 of 100 by less than 4 * 10^-5): a third of float16's spacing.
+# the pairs, and under guidance of 7.5 by 5 * 10^-4 (99 of 100 by less than 4 * 10^-5): half of float16's spacing.
 QUARTILES = 1.349  # how far they are apart in a normal distribution, in standard deviations
 STORED = 2.0**-10  # of a score's spread
 COMPUTED = 2.0**-20  # of its size: float32's spacing, times what a sum of some terms makes of it

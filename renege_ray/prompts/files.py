@@ -136,14 +136,22 @@ def _checked(row: _Row, name: str, unit: str) -> str:
     return row.prompt.strip()
 
 
-def _choose_columns(names: Sequence[str], wanted: str | None, name: str) -> _Columns:
+def _choose_columns(names: Sequence[str], wanted: str | None, name: str, remark: str = "") -> _Columns:
     """The columns of prompts and of categories among those that a file has."""
-    if wanted is not None and wanted not in names:
-        raise UserError(f"{name} has no column {wanted!r}; it has {_listed(names)}")
-    prompt = wanted if wanted is not None else _first_known(names, PROMPT_COLUMNS)
+    prompt = _first_known(names, PROMPT_COLUMNS) if wanted is None else _called(wanted, names)
+    if prompt is None and wanted is not None:
+        raise UserError(f"{name} has no column {wanted!r}; it has {_listed(names)}{remark}")
     if prompt is None:
-        raise UserError(f"{name}: which column are the prompts in? name it by FILE:COLUMN; there are {_listed(names)}")
+        have = f"there are {_listed(names)}{remark}"
+        raise UserError(f"{name}: which column are the prompts in? name it by FILE:COLUMN; {have}")
     return _Columns(prompt, _first_known([other for other in names if other != prompt], CATEGORY_COLUMNS))
+
+
+def _called(wanted: str, names: Sequence[str]) -> str | None:
+    """The column of this name, or of this name with blanks around it."""
+    return next(
+        (name for name in sorted(names, key=lambda name: name != wanted) if name.strip() == wanted.strip()), None
+    )
 
 
 def _first_known(names: Sequence[str], known: Sequence[str]) -> str | None:
@@ -217,10 +225,12 @@ def _parsed(text: str, name: str, line: int | None = None) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        several = "; a file of a JSON value in each line is called .jsonl" * (
-            line is None and error.msg == "Extra data"
-        )
-        raise UserError(f"{name} is not valid JSON in line {line or error.lineno}: {error.msg}{several}") from None
+        hint = ""
+        if line is None and error.msg == "Extra data":
+            hint = "; a file of a JSON value in each line is called .jsonl"
+        elif line == 1 and text.strip() == "[":
+            hint = "; a list over several lines is called .json"
+        raise UserError(f"{name} is not valid JSON in line {line or error.lineno}: {error.msg}{hint}") from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets in thousands
         raise UserError(f"{name} cannot be taken as JSON: {error}") from None
 
@@ -267,13 +277,14 @@ def _read_tsv(path: Path, name: str, column: str | None) -> Iterator[_Rows]:
     """Quoted like CSV if it all reads so; otherwise quotation marks are part of the prompts, as in PartiPrompts."""
     with _opened(path, name, newline="") as file, _fields_of_any_length():
         delimiter = _delimiter(file, "\t", column)
+        start = file.tell()
         try:
             for _ in csv.reader(file, delimiter=delimiter, strict=True):
                 pass
             quoting = csv.QUOTE_MINIMAL
         except csv.Error:
             quoting = csv.QUOTE_NONE
-        file.seek(0)
+        file.seek(start)
         yield _of_delimited(file, delimiter, quoting, column, name)
 
 
@@ -288,13 +299,19 @@ def _fields_of_any_length() -> Iterator[None]:
 
 
 def _delimiter(file: TextIO, promised: str, column: str | None) -> str:
-    """The promised one, unless the column is found, or the header falls into several, by another one alone."""
-    line = next((line for line in file if line.strip()), "")
+    """The promised one, unless the column is found, or the header falls into several, by another one alone; or what a
+    first line says as Excel reads it ("sep=;"), which is then behind the file's place.
+    """
+    line = file.readline()
+    if line.lower().startswith("sep=") and line[4:5] in tuple(DELIMITERS):
+        return line[4]
     file.seek(0)
     candidates = sorted(DELIMITERS, key=lambda delimiter: delimiter != promised)
     headers = {delimiter: next(csv.reader([line], delimiter=delimiter), []) for delimiter in candidates}
     for delimiter, header in headers.items():
-        if column in header or (column is None and _first_known(header, PROMPT_COLUMNS) is not None):
+        if (column is not None and _called(column, header) is not None) or (
+            column is None and _first_known(header, PROMPT_COLUMNS) is not None
+        ):
             return delimiter
     several = [delimiter for delimiter, header in headers.items() if len(header) > 1]
     return several[0] if several else promised
@@ -321,14 +338,14 @@ def _of_delimited(file: TextIO, delimiter: str, quoting: Any, column: str | None
 
     content = lines()
     header = next(content, [])
-    columns = _choose_columns(header, column, name)
+    columns = _choose_columns(header, column, name, " in the first line, which names the columns")
     place = header.index(columns.prompt)
     category_place = header.index(columns.category) if columns.category is not None else None
 
     def rows() -> Iterator[_Row]:
         for fields in content:
             number = reader.line_num
-            if not fields:
+            if not any(field.strip() for field in fields):  # of spreadsheets, with any number of separators
                 yield _Row(number, None)
                 continue
             if len(fields) != len(header):

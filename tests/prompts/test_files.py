@@ -134,6 +134,12 @@ def test_lists_of_texts(tmp_path: Path) -> None:
         ("p.csv", b'prompt\n"a\ncat\n', "lines 2 to 3: unexpected end"),
         ("p.csv", b'prompt;id\na;1\n"b;2\nc;3\n' + b"d;4\n" * 50_000, "lines 3 to 50004: unexpected end"),
         ("p.csv", b"words;number\na cat;1\n", "which column .* there are 'words', 'number'"),
+        (
+            "p.csv",
+            b"a cat, on a mat\na dog\n",
+            "there are 'a cat', ' on a mat' in the first line, which names the columns",
+        ),
+        ("p.jsonl", b'[\n "a",\n "b"\n]\n', "line 1: .* a list over several lines is called .json"),
         ("p.csv", b"prompt;id\na; cat;1\n", "line 2: has 3 fields where the header has 2"),
         ("p.csv", "prompt,id\na,1\n".encode("utf-16-le"), "UTF-16 without its mark; save it as UTF-8"),
         ("p.txt", "a cat\n".encode("utf-32"), "is UTF-32, or UTF-16 without"),
@@ -224,6 +230,9 @@ def test_tables_with_another_separator(suffix: str, delimiter: str, end: str, tm
         ("prompt;style", "a cat, a dog;x", None, "a cat, a dog"),
         ("words;of, all", "a cat, a dog;x", "words", "a cat, a dog"),
         ("a;b,prompt", "x;y,a cat", None, "a cat"),
+        ("id; words ", "1;a cat", "words", "a cat"),
+        ("sep=;\nid;prompt", "1;a cat", None, "a cat"),
+        ("sep=|\nid|prompt", "1|a cat\n||\n|\n\n", None, "a cat"),
     ],
 )
 def test_which_separator_is_meant(header: str, row: str, column: str | None, expected: str, tmp_path: Path) -> None:

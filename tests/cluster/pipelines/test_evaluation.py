@@ -19,6 +19,7 @@ from renege_ray.config.run import RunConfig
 from renege_ray.evaluation.images import Row
 from renege_ray.evaluation.table import ImageToMake
 from renege_ray.models.load import load_model
+from renege_ray.output.statistics import least_difference
 from renege_ray.rewards.load import load_rewards
 from tests.cluster.killing import below, job, wait_for
 
@@ -112,8 +113,9 @@ def check_results(folder: Path, config: RunConfig) -> None:
     metrics = summary["metrics"]
     for method in wide:
         assert metrics[f"eval/{method}/toy/mean"] == pytest.approx(wide[method].mean())
-    wins = (wide["handwritten"] > wide["null"]).mean() + (wide["handwritten"] == wide["null"]).mean() / 2
-    assert metrics["eval/handwritten/win_rate_vs_null/toy"] == pytest.approx(wins)
+    gains, least = wide["handwritten"] - wide["null"], least_difference(*(wide[method] for method in wide))
+    rate = (gains > least).mean() + (gains.abs() <= least).mean() / 2
+    assert metrics["eval/handwritten/win_rate_vs_null/toy"] == pytest.approx(rate)
     assert metrics["eval/gloom/failed"] == (table["status"] == "failed").sum()
     model, reward = load_model(config.model), load_rewards(["toy"])["toy"]
     pipeline = model.pipeline  # type: ignore[attr-defined]
