@@ -11,6 +11,7 @@ from renege_ray.cluster.tracking.run_log import RunLog
 from renege_ray.config.run import RunConfig
 from renege_ray.evaluation.comparison import BLACK, FAILED, NAN, Comparison
 from renege_ray.evaluation.inputs import EvaluationInputs, scores_of
+from renege_ray.evaluation.report.page import headline
 from renege_ray.evaluation.report.tables import digits_of
 from renege_ray.evaluation.report.write import write_report
 from renege_ray.evaluation.table import score_names, with_weighted_reward
@@ -60,7 +61,7 @@ def keep_results(
         table.to_parquet(path, index=False)
     text = results_text(comparison, roles.train)
     write_text(folder / "results.txt", text)
-    log.describe(folder / "results.txt", answer(comparison, roles.train))
+    log.describe(folder / "results.txt", headline(comparison, roles.train)[1])
     metrics = comparison.metrics() | performance(outcome.figures)
     log.metrics(len(table), metrics)
     failed, missing = int((table["status"] == FAILED).sum()), outcome.missing
@@ -106,17 +107,6 @@ def assign_roles(config: RunConfig, table: pd.DataFrame) -> tuple[pd.DataFrame, 
         table, ranking = with_weighted_reward(table, weights), REWARD
     known = {ranking, *train, *held_out, *ImageStatistics.names}
     return table, Roles(ranking, held_out, tuple(name for name in measured if name not in known))
-
-
-def answer(comparison: Comparison, ranking: str) -> str:
-    """In a sentence, which method is best by the score that ranks them, and how sure that is."""
-    best = max(comparison.methods, key=lambda method: comparison.mean(ranking, method)["mean"])
-    wins = ", ".join(
-        f"{comparison.between(ranking, best, other)['win_rate']:.0%} over {other}"
-        for other in comparison.methods
-        if other != best
-    )
-    return f"{best} has the best {ranking}, {number(comparison.mean(ranking, best)['mean'])}; it wins {wins}"
 
 
 def results_text(comparison: Comparison, ranking: str) -> str:
