@@ -1,12 +1,15 @@
-"""A folder in diffusers' format: its index, and the small configuration files that say what is in it."""
+"""A folder in diffusers' format: its index, the small configuration files that say what is in it, and its name."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from renege_ray.errors import UserError
 
 INDEX = "model_index.json"
+# How the Hub's cache calls a repository; what a snapshot is called says nothing.
+_CACHED = re.compile(r"/models--([^/]+)/snapshots/[^/]+(?:/(.+))?$")
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -24,3 +27,18 @@ def read_json(file: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"model file {file} is damaged ({error}): export or download the model again") from error
     return content
+
+
+def name_of(given: str) -> str:
+    """What a model, or what is added to one, is called, however it was named: a Hub id, also where its files in the
+    Hub's cache were given, by a link, too; else the name of the folder, or of the file without its ending.
+    """
+    path = Path(given).expanduser()
+    if not path.exists():
+        return given
+    for spelling in (path.absolute(), path.resolve()):  # files of the cache are links themselves, to nameless ones
+        if found := _CACHED.search(spelling.as_posix()):
+            inside = found[2]
+            return "/".join([*found[1].split("--", 1), *([Path(inside).with_suffix("").as_posix()] if inside else [])])
+    path = path.resolve()
+    return path.stem if path.is_file() else path.name

@@ -12,7 +12,7 @@ from renege_ray.models.families.stable_diffusion import StableDiffusion
 from renege_ray.models.families.stable_diffusion_controlnet import StableDiffusionControlNet
 from renege_ray.models.families.stable_diffusion_xl import StableDiffusionXL
 from renege_ray.models.families.text_to_video import TextToVideo
-from renege_ray.models.folder import INDEX, read_json
+from renege_ray.models.folder import INDEX, name_of, read_json
 from renege_ray.models.frozen_pipeline import FrozenPipeline
 
 FAMILIES: dict[str, type[FrozenPipeline]] = {
@@ -64,15 +64,17 @@ def check_family(folder: Path, model: str) -> type[FrozenPipeline]:
 
 def distilled_name(model: str) -> str:
     """What in the name of a model or a LoRA says that its guidance is distilled; empty if nothing does."""
-    path = Path(model).expanduser()
-    name = path.resolve().name if path.exists() else model
-    found = _DISTILLED_NAME.search(name)
+    found = _DISTILLED_NAME.search(name_of(model))
     return f"{found[1]!r} in its name" if found else ""
 
 
 def _sign_of_distillation(folder: Path, kind: str) -> str:
     denoiser = folder / FAMILIES[kind].DENOISER / "config.json"
     config = read_json(denoiser) if denoiser.is_file() else {}
+    for file, content in ((folder / INDEX, read_json(folder / INDEX)), (denoiser, config)):
+        origin = content.get("_name_or_path")
+        if isinstance(origin, str) and (found := _DISTILLED_NAME.search(origin)):
+            return f"{found[1]!r} in _name_or_path of {file.name}, what it was made of"
     if config.get("time_cond_proj_dim") is not None:
         return f"time_cond_proj_dim in {denoiser.parent.name}/{denoiser.name}: the guidance scale is an input"
     file = folder / "scheduler" / "scheduler_config.json"

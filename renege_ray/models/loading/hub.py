@@ -17,7 +17,7 @@ from renege_ray.config.run import ModelConfig
 from renege_ray.errors import UserError
 from renege_ray.models import toy
 from renege_ray.models.families.registry import check_family
-from renege_ray.models.folder import INDEX
+from renege_ray.models.folder import INDEX, name_of
 from renege_ray.models.loading.controlnet import add_controlnet, check_control
 from renege_ray.models.loading.lora import fuse_lora
 from renege_ray.models.loading.user_errors import user_errors
@@ -45,13 +45,13 @@ def load_pipeline(config: ModelConfig, *, text_only: bool = False) -> tuple[Any,
     parts = toy.OWN_PARTS.get(config.id, {})
     pipeline = read_pipeline(folder, config.id, variant=config.variant, text_only=text_only, parts=parts)
     # The name goes into stored metadata, where the path of one machine would mean nothing.
-    name = folder.resolve().name if folder == Path(config.id).expanduser() else config.id
+    name = config.id if config.id in toy.EMBEDDED_MODELS else name_of(config.id)
     if config.controlnet is not None and not text_only:
         pipeline = add_controlnet(pipeline, config.controlnet)
-        name += f" + {short_name(config.controlnet)}"
+        name += f" + {name_of(config.controlnet)}"
     if config.lora is not None:
         fuse_lora(pipeline, config.lora)
-        name += f" + {short_name(config.lora)}"
+        name += f" + {name_of(config.lora)}"
     return pipeline, name
 
 
@@ -127,9 +127,3 @@ def _no_progress_bars() -> Iterator[None]:
     finally:
         for library in libraries:
             library.enable_progress_bar()
-
-
-def short_name(addition: str) -> str:
-    """What a model's name says of a LoRA or a ControlNet: the name of its file or folder, or its Hub id."""
-    path = Path(addition).expanduser()
-    return path.stem if path.exists() else addition

@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 from renege_ray.config.run import ModelConfig, load_preset, preset_names
 from renege_ray.errors import UserError
 from renege_ray.models.families.registry import FAMILIES, check_family, distilled_name
+from renege_ray.models.folder import name_of
 from renege_ray.models.loading.hub import find_folder
 
 SCHEDULER = {"_class_name": "EulerDiscreteScheduler", "prediction_type": "epsilon"}
@@ -97,6 +99,32 @@ def test_names() -> None:
     for preset in set(preset_names()):
         assert not distilled_name(load_preset(preset).model.id)
     assert not distilled_name("someone/turbocharged-realism")
+
+
+def test_a_name_is_the_cache_s_and_the_files_not_the_spelling_s(folder: Callable[..., Path], tmp_path: Path) -> None:
+    """A snapshot's folder is called by its hash; links are called anything."""
+    blobs = tmp_path / "hub" / "models--stabilityai--sd-turbo" / "blobs"
+    snapshot = blobs.parent / "snapshots" / "0123abcd"
+    blobs.mkdir(parents=True)
+    folder().rename(tmp_path / "plain")
+    shutil.copytree(tmp_path / "plain", snapshot)
+    (blobs / "f00d").write_text("weights")
+    (snapshot / "lora.safetensors").symlink_to("../../blobs/f00d")
+    (tmp_path / "my-model").symlink_to(snapshot)
+    assert name_of("stabilityai/sd-turbo") == name_of(str(snapshot)) == name_of(str(tmp_path / "my-model"))
+    assert name_of(str(snapshot)) == "stabilityai/sd-turbo"
+    assert name_of(str(snapshot / "lora.safetensors")) == "stabilityai/sd-turbo/lora"
+    for given in (snapshot, tmp_path / "my-model"):
+        with pytest.raises(UserError, match="'turbo' in its name"):
+            check_family(given, str(given))
+    check_family(tmp_path / "plain", str(tmp_path / "plain"))
+    (tmp_path / "elsewhere").symlink_to(tmp_path / "plain")
+    assert name_of(str(tmp_path / "elsewhere")) == "plain"
+    index = json.loads((tmp_path / "plain" / "model_index.json").read_text())
+    index["_name_or_path"] = "stabilityai/sdxl-turbo"
+    (tmp_path / "plain" / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"'turbo' in _name_or_path of model_index.json"):
+        check_family(tmp_path / "plain", "plain")
 
 
 def test_damaged_configurations_are_named(folder: Callable[..., Path]) -> None:
