@@ -217,13 +217,13 @@ def test_a_dry_run_names_all_that_is_missing(nothing_starts: None, tmp_path: Pat
     """The plan is shown as far as it is known: what it will cost is asked before gigabytes are downloaded."""
     rewards = ["--rewards.train", "{hpsv2: 1}", "--rewards.held-out", "pickscore"]
     local = ["--rewards.checkpoints", "{hpsv2: none.pt, pickscore: none}"]
-    flags = [*rewards, *local, "--model", "./none", "--prompts", "none.txt", "--init", "none.pt"]
+    flags = [*rewards, *local, "--model", "./no_model", "--prompts", "none.txt", "--init", "none.pt"]
     with pytest.raises(UserError, match=r"hpsv2-v2.1: there is no .*\(and 4 more, see above\)$"):
         job("train_global").main([*flags, "--output-dir", str(tmp_path / "out"), "--dry-run"])
     plan = capsys.readouterr().out
     assert "denoiser forward" in plan and "nothing was started" in plan
     missing = [line for line in plan.splitlines() if line.startswith("not ready: ")]
-    for line, part in zip(missing, ("hpsv2-v2.1", "pickscore", "./none", "none.txt", "none.pt"), strict=True):
+    for line, part in zip(missing, ("hpsv2-v2.1", "pickscore", "./no_model", "none.txt", "none.pt"), strict=True):
         assert part in line
     assert not any(tmp_path.iterdir())
 

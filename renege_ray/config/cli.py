@@ -15,6 +15,7 @@ from renege_ray.config.argument_parser import ArgumentParser, command_of, help_t
 from renege_ray.config.faults import expected, fields, shown_value, unknown_field
 from renege_ray.config.fingerprint import fingerprint, has_effect, is_foreign
 from renege_ray.config.jobs import EvaluationConfig, SweepConfig
+from renege_ray.config.paths import same_place
 from renege_ray.config.run import (
     RunConfig,
     check_work_for_everybody,
@@ -27,6 +28,7 @@ from renege_ray.config.run import (
 from renege_ray.config.yaml_files import parse_yaml
 from renege_ray.errors import UserError
 from renege_ray.output.folder import CONFIG_FILE, check_output_dir
+from renege_ray.output.paths import absolute_path
 
 DEFAULT_PRESET = "toy"
 
@@ -74,9 +76,10 @@ def from_args(argv: Sequence[str], job: str) -> Invocation:
     if job == "evaluate":
         given |= _NO_GRADIENTS
     if resume is not None:
+        resume = absolute_path(resume)
         if preset is not None:
             raise UserError("--preset: a resumed run has its configuration already; leave --preset or --resume out")
-        return Invocation(_resumed(Path(resume), given, job), resume=True, dry_run=dry_run)
+        return Invocation(_resumed(resume, given, job), resume=True, dry_run=dry_run)
     if job in _REPEATABLE:
         return _repeatable(load_preset(preset or DEFAULT_PRESET), given, job, dry_run)
     given.setdefault("output_dir", f"outputs/{job}-{datetime.now():%Y%m%d-%H%M%S}")
@@ -110,7 +113,7 @@ def _repeatable(preset: RunConfig, given: dict[str, Any], job: str, dry_run: boo
 def _resumed(folder: Path, given: dict[str, Any], job: str) -> RunConfig:
     """The configuration of the run in `folder`, with such changes as leave its result alone."""
     check_output_dir(folder, resume=True)
-    if Path(given.pop("output_dir", folder)).absolute() != folder.absolute():
+    if absolute_path(str(given.pop("output_dir", folder))) != folder:
         raise UserError("--output-dir: a resumed run goes on in its own folder; leave --output-dir out")
     stored = read_config(folder)
     config = with_values(stored, given)
@@ -126,7 +129,14 @@ def _resumed(folder: Path, given: dict[str, Any], job: str) -> RunConfig:
 def _changed(stored: RunConfig, config: RunConfig, job: str, names: Iterable[str]) -> str:
     """The first of the names whose setting differs and has an effect on the result of a job; "" if none has."""
     old, new = to_mapping(stored), to_mapping(config)
-    return next((name for name in names if has_effect(name, job) and _get(old, name) != _get(new, name)), "")
+    return next(
+        (
+            name
+            for name in names
+            if has_effect(name, job) and same_place(_get(old, name)) != same_place(_get(new, name))
+        ),
+        "",
+    )
 
 
 def _get(data: Any, name: str) -> Any:
@@ -142,8 +152,9 @@ def _base_config(argv: Sequence[str]) -> RunConfig:
     early.add_argument("--resume", default=None)
     known, _ = early.parse_known_args(_tokens(argv))
     if known.resume is not None:
-        check_output_dir(Path(known.resume), resume=True)
-        return read_config(Path(known.resume))
+        folder = absolute_path(known.resume)
+        check_output_dir(folder, resume=True)
+        return read_config(folder)
     return load_preset(known.preset)
 
 

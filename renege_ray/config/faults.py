@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from renege_ray.config.paths import FAULT
+
 _RESEMBLANCE = 0.6  # below this a guess confuses more than it helps
 
 
@@ -79,6 +81,8 @@ def explain(error: ValidationError, model: type[BaseModel], data: Mapping[str, A
     name = next((".".join(path[:n]) for n in range(len(path), 0, -1) if ".".join(path[:n]) in known), None)
     if fault["type"] == "value_error":  # raised by the configuration itself, as a whole sentence
         return str(fault["ctx"]["error"])
+    if fault["type"] == FAULT:
+        return f"{name}: {fault['msg']}"
     if fault["type"] == "extra_forbidden":
         return unknown_field(".".join(path), model)
     if name is None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 
+from renege_ray.config.paths import same_place
 from renege_ray.config.run import RunConfig, to_mapping
 
 # Where a run writes, who watches it and how often it saves change nothing about what it learns.
@@ -60,7 +61,7 @@ def _is_within(name: str, names: tuple[str, ...]) -> bool:
 def fingerprint(config: RunConfig, job: str = "train_global", *, selection: bool = False) -> str:
     """16 hex digits, the same for two configurations exactly if these have to give the same result.
 
-    Files (prompts, init, a local model) count by their names, not by what is in them: that is for
+    Files (prompts, init, a local model) count by their places, not by what is in them: that is for
     `renege_ray.training.inputs` to watch.
 
     Args:
@@ -78,5 +79,5 @@ def fingerprint(config: RunConfig, job: str = "train_global", *, selection: bool
         for name, value in to_mapping(config).items()
         if counts(name)
     }
-    text = json.dumps(relevant, sort_keys=True, ensure_ascii=True)
+    text = json.dumps(same_place(relevant), sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode("ascii")).hexdigest()[:16]

@@ -5,9 +5,11 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from renege_ray.config.paths import MethodText, NamedFile, PathOrName, PathOrUri, PromptSource, Text
+
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
-Name = Annotated[str, Field(min_length=1)]
+Name = Text
 # YAML has lists only; what is in them stays strictly typed.
 AsTuple = Field(strict=False)
 
@@ -21,13 +23,13 @@ class Section(BaseModel):
 class TuningConfig(Section):
     """An embedding for each prompt, by ascent on that prompt's reward (the paper's Algorithm 1)."""
 
-    prompts: Name = Field(
+    prompts: PromptSource = Field(
         "toy", description="prompts to tune: 'toy' (the held-out ones first), a published set, or a file (see prompts)"
     )
     num_prompts: CountOrZero = Field(
         0, description="only so many of them, the same even mixture that renege-ray evaluate takes; 0 is all"
     )
-    init: Name = Field(
+    init: PathOrName = Field(
         "null", description="the embedding that every prompt starts from: null, handwritten, or a file (the global one)"
     )
     lr: float = Field(5e-3, gt=0, description="learning rate at the start of the cosine decay")
@@ -65,10 +67,10 @@ class TuningConfig(Section):
 class EvaluationConfig(Section):
     """Methods compared on the same prompts, seeds and noise (what a method may be: see the end of this help)."""
 
-    methods: Annotated[tuple[Name, ...], AsTuple] = Field(
+    methods: Annotated[tuple[MethodText, ...], AsTuple] = Field(
         ("null", "handwritten"), description="what is compared; give --method once for each"
     )
-    prompts: Name = Field(
+    prompts: PromptSource = Field(
         "hpsv2",
         description="prompts to judge by: 'toy', a published set, or a file (see prompts), each with its styles or "
         "categories; of a source that training names too, the share that training never sees",
@@ -85,7 +87,7 @@ class EvaluationConfig(Section):
         description="where a table of tuned prompts (prompt=DIR) lacks a prompt, use the global embedding and mark "
         "the row, instead of refusing",
     )
-    refiners: dict[str, Name] = Field(
+    refiners: dict[str, PathOrUri] = Field(
         {}, description="local copies of refiners' models: {NAME: FOLDER}; others come from the Hub"
     )
     batch_size: Count = Field(16, description="images that a worker makes at once; halved where memory is short")
@@ -113,7 +115,7 @@ class SweepConfig(Section):
     what is aimed at; its head and docs/sweeps.md say how to write one. The preset's own settings are always trial 0.
     """
 
-    space: Name = Field("paper", description="a file of search_spaces by name, or a path to a .yaml or .py file")
+    space: NamedFile = Field("paper", description="a file of search_spaces by name, or a path to a .yaml or .py file")
     trials: Literal["auto"] | Count = Field(
         "auto", description="trials in all, those of an earlier start included; auto: as the space says"
     )
@@ -151,7 +153,7 @@ class ClusterConfig(Section):
     )
     gpus_per_worker: float = Field(1.0, gt=0, description="GPUs that a worker reserves; below 1, several share one")
     max_failures: CountOrZero = Field(3, description="worker failures after which the run gives up")
-    storage_path: Name | None = Field(
+    storage_path: PathOrUri | None = Field(
         None, description="folder or URI that all nodes share, for checkpoints; needed with several nodes only"
     )
 

@@ -22,9 +22,11 @@ from renege_ray.config.jobs import (
     SweepConfig,
     TuningConfig,
 )
+from renege_ray.config.paths import Folder, PathOrName, PathOrUri, PromptSource, TrackingUri
 from renege_ray.config.yaml_files import read_yaml, write_yaml
 from renege_ray.errors import UserError
 from renege_ray.output.folder import CONFIG_FILE
+from renege_ray.output.paths import SECRET, absolute_path, check_no_secret, holds_secret
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -32,10 +34,12 @@ PRESETS = Path(__file__).parent / "presets"
 class ModelConfig(Section):
     """The frozen text-to-image model."""
 
-    id: Name = Field("toy", description="'toy' or 'toy2' (in the package), a folder in diffusers format, or a Hub id")
+    id: PathOrName = Field(
+        "toy", description="'toy' or 'toy2' (in the package), a folder in diffusers format, or a Hub id"
+    )
     revision: Name | None = Field(None, description="branch, tag or commit of a Hub id")
     variant: Name | None = Field(None, description="weights variant of a Hub id or folder, such as fp16")
-    lora: Name | None = Field(None, description="a LoRA to add to the weights: a file, a folder, or a Hub id")
+    lora: PathOrName | None = Field(None, description="a LoRA to add to the weights: a file, a folder, or a Hub id")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="of the model's arithmetic; auto is bfloat16 where the hardware has it, else float32"
     )
@@ -44,10 +48,10 @@ class ModelConfig(Section):
         None, description="height, width of the images in pixels; by default what the model was trained at"
     )
     frames: Count = Field(16, description="of a video, where the model makes videos")
-    controlnet: Name | None = Field(
+    controlnet: PathOrName | None = Field(
         None, description="a ControlNet to add to a Stable Diffusion model: a folder, or a Hub id"
     )
-    control: Name | None = Field(
+    control: PathOrUri | None = Field(
         None,
         description="what a ControlNet is shown: an image file for all prompts, or a folder with one for each and "
         'metadata.jsonl, lines of {"file_name": "1.png", "text": "the prompt"}',
@@ -68,9 +72,9 @@ class PromptsConfig(Section):
     `renege_ray.prompts.sources`.
     """
 
-    train: Name = Field("toy", description="to learn from: 'toy', a published set, or a file (FILE:COLUMN)")
-    validation: Name = Field("toy", description="likewise: to choose the best embedding by")
-    held_out: Name = Field("toy", description="likewise: for the final test; nothing is chosen by these")
+    train: PromptSource = Field("toy", description="to learn from: 'toy', a published set, or a file (FILE:COLUMN)")
+    validation: PromptSource = Field("toy", description="likewise: to choose the best embedding by")
+    held_out: PromptSource = Field("toy", description="likewise: for the final test; nothing is chosen by these")
     handwritten: Annotated[tuple[Name, ...], AsTuple] = Field(
         ("low quality, worst quality, blurry",),
         description="candidate negative prompts; the one with the best reward on validation stands for "
@@ -146,7 +150,7 @@ class OptimConfig(Section):
     drift_penalty: float = Field(
         0.0, ge=0, description="weight of the mean squared distance from the initial embedding; 0 is off"
     )
-    init: Name = Field("null", description="start from: null, handwritten, or an embedding file")
+    init: PathOrName = Field("null", description="start from: null, handwritten, or an embedding file")
 
     @field_validator("init", mode="before")
     @classmethod
@@ -174,17 +178,12 @@ class RewardsConfig(Section):
         ("toy_held_out",), description="rewards that see no gradient; the early stop watches them"
     )
     judges: Annotated[tuple[Name, ...], AsTuple] = Field((), description="other scores to report")
-    checkpoints: dict[str, Name] = Field(
+    checkpoints: dict[str, PathOrUri] = Field(
         {}, description="local copies of rewards' weights: {NAME: FILE or FOLDER}; others come from the Hub"
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="of the rewards' image towers; auto as in model.dtype"
     )
-
-    @field_validator("checkpoints")
-    @classmethod
-    def _absolute(cls, paths: dict[str, str]) -> dict[str, str]:
-        return {name: str(Path(path).expanduser().absolute()) for name, path in paths.items()}  # workers run elsewhere
 
     @model_validator(mode="after")
     def _weights_and_names(self) -> Self:
@@ -237,11 +236,9 @@ class RunConfig(Section):
     """One run."""
 
     seed: CountOrZero = Field(0, description="of everything random: prompts, noise, steps")
-    output_dir: Annotated[Path, AsTuple] = Field(
-        Path("outputs/run"), description="folder of the results; default: outputs/JOB-DATE-TIME"
-    )
+    output_dir: Folder = Field(Path("outputs/run"), description="folder of the results; default: outputs/JOB-DATE-TIME")
     experiment: Name = Field("renege_ray", description="MLflow experiment")
-    tracking_uri: Name | None = Field(
+    tracking_uri: TrackingUri | None = Field(
         None, description="MLflow store; default: an SQLite file beside the output folder"
     )
     memory: Literal["auto", "16gb", "24gb", "80gb"] = Field(
@@ -269,20 +266,37 @@ class RunConfig(Section):
             raise ValueError("output_dir: is empty; for example outputs/run")  # and Path("") is the current folder
         return folder
 
-    @field_validator("tracking_uri")
+    @model_validator(mode="before")
     @classmethod
-    def _no_password(cls, uri: str | None) -> str | None:
-        if uri and "@" in uri.partition("://")[2].split("/")[0]:
-            raise ValueError(
-                "tracking_uri: holds a user or a password, which would be written to config.yaml; set the whole URI "
-                "as MLFLOW_TRACKING_URI in the environment, and leave this out"
-            )
-        return uri
+    def _no_secrets(cls, data: Any) -> Any:
+        """Before anything else is said of a value, since that would tell it."""
+        check_no_secrets(data)
+        return data
 
     @model_validator(mode="after")
     def _enough_steps_for_gradients(self) -> Self:
         check_gradients_per_rollout(self.sampling, self.optim.gradients_per_rollout, "optim.gradients_per_rollout")
         return self
+
+
+def check_no_secrets(value: Any, name: str = "") -> None:
+    """Check that nothing in (nested) settings is a URI with a user, a password or a key, but for negative prompts.
+
+    Raises:
+        UserError: something is; the message names the field.
+    """
+    if isinstance(value, dict):
+        for key, item in value.items():
+            check_no_secrets(item, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list | tuple) and name != "prompts.handwritten":
+        for item in value:
+            check_no_secrets(item, name)
+    elif name == "tracking_uri" and isinstance(value, str) and holds_secret(value):
+        raise UserError(
+            f"{name}: holds {SECRET}; set the whole URI as MLFLOW_TRACKING_URI in the environment, and leave this out"
+        )
+    elif isinstance(value, str):
+        check_no_secret(value, name)
 
 
 def check_gradients_per_rollout(sampling: SamplingConfig, wanted: int, field: str) -> None:
@@ -340,7 +354,7 @@ def load_preset(name_or_file: str | Path) -> RunConfig:
         known = preset_names()
         hint = did_you_mean(text, known)
         raise UserError(f"--preset: there is no preset {text!r}; {hint}known: {', '.join(known)}, or a YAML file")
-    path = Path(text) if is_file else PRESETS / f"{text}.yaml"
+    path = absolute_path(text) if is_file else PRESETS / f"{text}.yaml"
     if path.stem in preset_names() and not path.exists():
         raise UserError(f"--preset: there is no file {text}; did you mean --preset {path.stem}?")
     data = read_yaml(path)

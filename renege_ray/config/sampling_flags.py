@@ -3,11 +3,11 @@
 import argparse
 from collections.abc import Mapping
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from renege_ray.config.run import RunConfig, load_preset, parse_config, to_mapping
 from renege_ray.output.folder import check_output_dir
+from renege_ray.output.paths import absolute_path
 
 
 def add_sampling_flags(parser: argparse.ArgumentParser, job: str) -> None:
@@ -17,7 +17,7 @@ def add_sampling_flags(parser: argparse.ArgumentParser, job: str) -> None:
     add("--model", metavar="ID", help="'toy', 'toy2', a folder in diffusers format, or a Hub id")
     add("--guidance-scale", type=number, metavar="W", help="above 1")
     add("--num-inference-steps", type=int, metavar="T", help="sampler steps")
-    add("--output-dir", type=Path, metavar="DIR", help=f"default: outputs/{job}-DATE-TIME")
+    add("--output-dir", type=absolute_path, metavar="DIR", help=f"default: outputs/{job}-DATE-TIME")
 
 
 def sampling_config(given: argparse.Namespace, job: str, settings: Mapping[str, Any] | None = None) -> RunConfig:

@@ -3,12 +3,13 @@
 import argparse
 import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from renege_ray.config.argument_parser import ArgumentParser, help_text
+from renege_ray.config.paths import place
 from renege_ray.config.sampling_flags import number
 from renege_ray.errors import UserError
 from renege_ray.output.console import say
+from renege_ray.output.paths import absolute_path
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _DESCRIPTION = "Look into negative embeddings, convert them, publish them; check a table of tuned prompts."
@@ -32,15 +33,21 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="inspect|convert|export|check")
 
     inspect = commands.add_parser("inspect", help="shape, type, norms and metadata of files")
-    inspect.add_argument("files", nargs="+", type=Path, metavar="FILE", help=".safetensors, .bin, .pt or .pth")
+    inspect.add_argument("files", nargs="+", type=absolute_path, metavar="FILE", help=".safetensors, .bin, .pt or .pth")
 
     convert = commands.add_parser("convert", help="to safetensors with metadata")
     add = convert.add_argument
-    add("source", type=Path, metavar="FILE", help=".safetensors, .bin, .pt or .pth (only tensors are unpickled)")
-    add("target", type=Path, metavar="OUT.safetensors", help="is never replaced without --force")
+    add(
+        "source",
+        type=absolute_path,
+        metavar="FILE",
+        help=".safetensors, .bin, .pt or .pth (only tensors are unpickled)",
+    )
+    add("target", type=absolute_path, metavar="OUT.safetensors", help="is never replaced without --force")
     add("--base-model", metavar="NAME", help="the model that it was learned on")
     add(
         "--text-encoder",
+        type=place,
         metavar="FOLDER|NAME",
         help="the encoder that it is for: a model's folder on this machine (its hash is stored, and other encoders are "
         "refused from then on), or a name for people",
@@ -54,8 +61,14 @@ def _parser() -> argparse.ArgumentParser:
 
     export = commands.add_parser("export", help="a folder for the Hugging Face Hub")
     add = export.add_argument
-    add("source", type=Path, metavar="RUN|FILE", help="a run's output folder, or an embedding file")
-    add("--hub", required=True, type=Path, metavar="DIR", help="the folder to write: new, empty, or with --force")
+    add("source", type=absolute_path, metavar="RUN|FILE", help="a run's output folder, or an embedding file")
+    add(
+        "--hub",
+        required=True,
+        type=absolute_path,
+        metavar="DIR",
+        help="the folder to write: new, empty, or with --force",
+    )
     add("--base-model", metavar="OWNER/NAME", help="on the Hub; default: the name in the embedding")
     add("--license", default="other", metavar="ID", help="as the Hub names it; default: other, the base model's terms")
     add("--push", default="", metavar="OWNER/NAME", help="upload the folder to this repository of the Hub")
@@ -65,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
 
     check = commands.add_parser("check", help="rows of tuned prompts, made again by diffusers")
     add = check.add_argument
-    add("folder", type=Path, metavar="RUN", help="the output folder of tune-prompts")
+    add("folder", type=absolute_path, metavar="RUN", help="the output folder of tune-prompts")
     add("--rows", type=int, default=20, metavar="N", help="how many rows (default: 20)")
     return parser
 

@@ -31,6 +31,7 @@ from pathlib import Path
 from torch import Tensor
 
 from renege_ray.config.faults import did_you_mean
+from renege_ray.config.paths import METHOD_KINDS
 from renege_ray.config.run import ModelConfig, RunConfig, read_config
 from renege_ray.embeddings.prompt_embeddings import PromptEmbeddings
 from renege_ray.errors import UserError
@@ -43,7 +44,7 @@ from renege_ray.sampling.encoded_prompts import EncodedPrompts
 from renege_ray.sampling.negative import NULL, Encoder, Negative, read_negative, read_start
 from renege_ray.training.inputs import check_model_and_lora
 
-KINDS = ("null", "handwritten", "global", "prompt", "text")
+KINDS = METHOD_KINDS
 FORMS = "null, handwritten, handwritten=TEXT, global=FILE, prompt=FOLDER, text=TEXT, model=ID:ONE_OF_THESE"
 _OPTION = re.compile(r"^(?P<rest>.*),\s*(?P<name>refine|as)=(?P<value>[^,]*)$", re.DOTALL)
 # The first colon that a negative follows, so that an id or a folder may have colons of its own.

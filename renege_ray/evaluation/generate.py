@@ -1,5 +1,6 @@
 """Use case: make images of the same prompts and seeds under several negatives, side by side."""
 
+import os
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from renege_ray.output.console import say
 from renege_ray.output.folder import make_output_dir, write_summary
 from renege_ray.output.hold import hold
 from renege_ray.output.names import file_names, is_unicode, readable
+from renege_ray.output.paths import URI, absolute
 from renege_ray.output.pictures import image_grid, save_png, to_pil
 from renege_ray.rewards.video.frames import frames_of, middle_frame
 from renege_ray.sampling.encoded_prompts import EncodedPrompts
@@ -62,6 +64,7 @@ def parse_request(argv: Sequence[str]) -> GenerateRequest:
     add(
         "--negative",
         action="append",
+        type=_path_or_text,
         metavar="FILE|DIR|null|handwritten|TEXT",
         help="an embedding file, the output folder of tune-prompts (each prompt has its own embedding there), "
         "null (what the pipeline takes without one), handwritten (the preset's first one) or any text; repeat it to "
@@ -82,6 +85,11 @@ def parse_request(argv: Sequence[str]) -> GenerateRequest:
         tuple(dict.fromkeys(given.seed or [0])),
         tuple(dict.fromkeys(given.negative or ["null"])),
     )
+
+
+def _path_or_text(text: str) -> str:
+    """A path that is there, a URI, or any text: a negative prompt may begin as it likes."""
+    return absolute(text) if URI.match(text) or os.path.exists(os.path.expanduser(text)) else text
 
 
 def generate(request: GenerateRequest, say: Callable[[str], None] = say) -> list[Path]:

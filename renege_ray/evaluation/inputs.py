@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from renege_ray.config.fingerprint import fingerprint
 from renege_ray.config.run import RunConfig
 from renege_ray.embeddings.names import ComparedNegative, parse_methods, resolve
-from renege_ray.errors import UserError
+from renege_ray.errors import UserError, as_written
 from renege_ray.evaluation.table import ImageToMake
 from renege_ray.prompts.sources import TOY, PromptSet, Split, load_prompts, load_splits, prompt_id
 from renege_ray.rewards.catalogue import JUDGE_NAMES, REWARD_NAMES, check_names, full_name
@@ -146,6 +146,6 @@ def _read_prompts(config: RunConfig) -> PromptSet:
 def _described(compared: ComparedNegative) -> str:
     """What a label stands for."""
     method, text = compared.method, compared.negative.text
-    words = repr(text) if text is not None and not compared.table else method.value or method.kind
-    words += f", model {method.model}" if method.model else ""
+    words = repr(text) if text is not None and not compared.table else as_written(method.value) or method.kind
+    words += f", model {as_written(method.model)}" if method.model else ""
     return words + (f", prompts refined by {method.refine}" if method.refine else "")

@@ -16,6 +16,7 @@ from pathlib import Path
 from renege_ray.config.argument_parser import ArgumentParser
 from renege_ray.errors import UserError
 from renege_ray.output.console import say
+from renege_ray.output.paths import absolute_if_there, absolute_path
 
 DIMENSIONS = (
     "aesthetic_quality",
@@ -95,14 +96,20 @@ def _check_installed(python: str) -> None:
 def main(argv: Sequence[str]) -> None:
     """Prints the scores as JSON. Raises UserError where something is wrong with what was given."""
     parser = ArgumentParser(prog="renege-ray vbench", description=__doc__)
-    parser.add_argument("videos", type=Path, metavar="FOLDER", help="a folder of .mp4 or .gif files")
+    parser.add_argument("videos", type=absolute_path, metavar="FOLDER", help="a folder of .mp4 or .gif files")
     parser.add_argument(
         "--dimension",
         action="append",
         metavar="NAME",
         help=f"any number of {', '.join(DIMENSIONS)} (default: those of the paper's Table 5, {', '.join(PAPER)})",
     )
-    parser.add_argument("--python", default=sys.executable, metavar="PATH", help="the interpreter that has vbench")
+    parser.add_argument(
+        "--python",
+        type=absolute_if_there,
+        default=sys.executable,
+        metavar="PATH",
+        help="the interpreter that has vbench",
+    )
     parser.add_argument("--device", default="cuda", help="where to compute (default: %(default)s)")
     given = parser.parse_args(list(argv))
     scores = vbench_scores(given.videos, given.dimension or PAPER, python=given.python, device=given.device)

@@ -7,14 +7,16 @@ import sys
 from contextlib import suppress
 from typing import TextIO
 
+from renege_ray.errors import told
+
 
 def say(text: str, *, error: bool = False) -> None:
-    """Write a line (or several) to stdout, or to stderr, at once.
+    """Write a line (or several) to stdout, or to stderr, at once, with paths as the user wrote them.
 
     Letters that the console's encoding lacks are escaped. Where nobody reads any more (a pipe whose other end is gone,
     a terminal that was closed), this and all that follows is dropped: the work is worth more than the words.
     """
-    stream = sys.stderr if error else sys.stdout
+    stream, text = sys.stderr if error else sys.stdout, told(str(text))
     if stream is None:  # a process without a console
         return
     try:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from renege_ray.config.argument_parser import ArgumentParser, help_text
-from renege_ray.errors import UserError, first_line
+from renege_ray.errors import UserError, as_written, first_line
 from renege_ray.output.console import say
+from renege_ray.output.paths import absolute, absolute_path
 from renege_ray.output.pictures import text_table
 from renege_ray.rewards.catalogue import REWARD_NAMES, REWARDS, SHORT_NAMES, check_names, full_name
 
@@ -28,7 +29,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(metavar="score|list")
     score = commands.add_parser("score", help="print the scores of images for a prompt", epilog=examples)
-    score.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files; each is scored by itself")
+    score.add_argument(
+        "images", nargs="+", type=absolute_path, metavar="IMAGE", help="image files; each is scored by itself"
+    )
     score.add_argument("--reward", required=True, metavar="NAME", help=f"one of {', '.join(REWARD_NAMES)}")
     score.add_argument("--prompt", metavar="TEXT", help="what the images should show; may be empty")
     score.add_argument(
@@ -67,7 +70,7 @@ def _score(arguments: argparse.Namespace) -> str:
     usual = "{:g} to {:g}".format(*reward.usual_range)
     table = text_table(
         ["image", reward.name, "usual range"],
-        [[str(path), f"{score:.4f}", usual] for path, score in zip(arguments.images, scores, strict=True)],
+        [[as_written(str(path)), f"{score:.4f}", usual] for path, score in zip(arguments.images, scores, strict=True)],
     )
     cut = "\nthe prompt is too long for the reward, and its end was left out" if reward.truncated_prompts else ""
     return table + cut
@@ -98,7 +101,7 @@ def _checkpoints(texts: Sequence[str], reward: str) -> dict[str, str]:
             name, path = reward, text
         if name in found:
             raise UserError(f"--checkpoint: {name} is given twice, {found[name]!r} and {path!r}; give one")
-        found[name] = path
+        found[name] = absolute(path)
     return found
 
 

@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 
-from renege_ray.config.cli import Invocation, from_args, run_job
+from renege_ray.config.cli import Invocation, from_args
 from renege_ray.config.faults import fields
 from renege_ray.config.fingerprint import FOREIGN, fingerprint, is_foreign
+from renege_ray.config.program import run_job
 from renege_ray.config.run import RunConfig, load_preset, write_config
-from renege_ray.errors import UserError
+from renege_ray.errors import UserError, as_written
 from renege_ray.output.folder import make_output_dir
 
 
@@ -42,7 +43,7 @@ def complaint(*argv: str) -> str:
 def test_no_flags_are_the_toy_preset_in_a_new_folder() -> None:
     invocation = parse()
     assert fingerprint(invocation.config) == fingerprint(load_preset("toy"))
-    assert re.fullmatch(r"outputs/train_global-\d{8}-\d{6}", str(invocation.config.output_dir))
+    assert re.fullmatch(r"outputs/train_global-\d{8}-\d{6}", as_written(str(invocation.config.output_dir)))
     assert not invocation.resume and not invocation.dry_run
     assert not list(Path().iterdir()), "parsing makes nothing"
 
@@ -86,7 +87,8 @@ def test_no_flags_are_the_toy_preset_in_a_new_folder() -> None:
     ],
 )
 def test_flags(argv: list[str], name: str, value: Any) -> None:
-    assert value_of(parse(*argv).config, name) == value
+    found = value_of(parse(*argv).config, name)
+    assert (type(value)(as_written(str(found))) if name in ("output_dir", "prompts.train") else found) == value
 
 
 @pytest.mark.parametrize("job", FOREIGN)
@@ -191,7 +193,7 @@ def test_a_folder_holds_one_run() -> None:
 def test_a_folder_without_a_run_may_have_other_files() -> None:
     Path("run").mkdir()
     Path("run/notes.txt").write_text("x")
-    assert make_output_dir(parse("--output-dir", "run").config.output_dir) == Path("run")
+    assert make_output_dir(parse("--output-dir", "run").config.output_dir) == Path("run").absolute()
 
 
 @pytest.mark.parametrize("folder", ["file", "file/run", "file/a/b"])
@@ -214,7 +216,7 @@ def test_resume_takes_the_stored_configuration() -> None:
 def test_resume_works_after_the_folder_was_moved() -> None:
     started("run")
     Path("run").rename("moved")
-    assert parse("--resume", "moved").config.output_dir == Path("moved")
+    assert parse("--resume", "moved").config.output_dir == Path("moved").absolute()
 
 
 def test_resume_may_change_what_leaves_the_result_alone() -> None:

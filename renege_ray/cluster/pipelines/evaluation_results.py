@@ -9,6 +9,7 @@ import pandas as pd
 from renege_ray.cluster.pipelines.pipeline import Outcome
 from renege_ray.cluster.tracking.run_log import RunLog
 from renege_ray.config.run import RunConfig
+from renege_ray.errors import as_written
 from renege_ray.evaluation.comparison import BLACK, FAILED, NAN, Comparison
 from renege_ray.evaluation.inputs import EvaluationInputs, scores_of
 from renege_ray.evaluation.report.page import headline
@@ -52,7 +53,7 @@ def keep_results(
         train_score=roles.train,
         held_out_scores=roles.held_out,
         judge_scores=roles.judges,
-        title=f"{', '.join(methods)} on {config.model.id}",
+        title=f"{', '.join(methods)} on {as_written(config.model.id)}",
         notes=[_settings(config, inputs), *inputs.notes],
         images_root=Path(images),
     )
@@ -150,6 +151,6 @@ def _settings(config: RunConfig, inputs: EvaluationInputs) -> str:
     sampling = config.sampling
     return (
         f"{inputs.prompts} prompts from {source_label(config.evaluation.prompts)}, "
-        f"{config.evaluation.seeds_per_prompt} seed(s) each, the same for every method; {config.model.id}, "
+        f"{config.evaluation.seeds_per_prompt} seed(s) each, the same for every method; {as_written(config.model.id)}, "
         f"{sampling.num_inference_steps} DDIM steps at guidance scale {sampling.guidance_scale:g}."
     )

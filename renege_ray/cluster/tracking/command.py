@@ -1,7 +1,6 @@
 """`renege-ray tracking send`: what a tracking server has missed of a run."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from renege_ray.cluster.tracking import journal
 from renege_ray.cluster.tracking.refusals import says
@@ -9,8 +8,10 @@ from renege_ray.cluster.tracking.runs import send
 from renege_ray.cluster.tracking.texts import one_line
 from renege_ray.cluster.tracking.uris import ui_command
 from renege_ray.config.argument_parser import ArgumentParser
+from renege_ray.config.paths import tracking_uri
 from renege_ray.errors import UserError
 from renege_ray.output.console import say
+from renege_ray.output.paths import absolute_path
 
 
 def main(argv: Sequence[str]) -> int:
@@ -22,8 +23,8 @@ def main(argv: Sequence[str]) -> int:
     parser = ArgumentParser(prog="renege-ray tracking", description="Send results to MLflow after a run.")
     commands = parser.add_subparsers(metavar="send")
     sending = commands.add_parser("send", help="send to MLflow what it has not got of a run, or all to another store")
-    sending.add_argument("output_dir", type=Path, metavar="OUTPUT_DIR", help="the output folder of a job")
-    sending.add_argument("--tracking-uri", metavar="URI", help="default: the run's own")
+    sending.add_argument("output_dir", type=absolute_path, metavar="OUTPUT_DIR", help="the output folder of a job")
+    sending.add_argument("--tracking-uri", type=tracking_uri, metavar="URI", help="default: the run's own")
     given = parser.parse_args(list(argv))
     try:
         run_id, uri = send(given.output_dir, given.tracking_uri)

@@ -22,7 +22,7 @@ from renege_ray.cluster.tracking import journal, registry, store
 from renege_ray.cluster.tracking.charts import charted
 from renege_ray.cluster.tracking.refusals import answer, http_status, is_away, is_final, says
 from renege_ray.cluster.tracking.texts import away_line, one_line, safe_name
-from renege_ray.cluster.tracking.uris import masked
+from renege_ray.errors import masked
 
 METRICS_PER_CALL = 1000  # MLflow's limits
 PARAMS_PER_CALL = 100

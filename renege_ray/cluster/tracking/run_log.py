@@ -16,7 +16,8 @@ from PIL import Image
 
 from renege_ray.cluster.tracking import journal
 from renege_ray.cluster.tracking.texts import flatten, send_command
-from renege_ray.cluster.tracking.uris import masked, ui_command
+from renege_ray.cluster.tracking.uris import ui_command
+from renege_ray.errors import masked
 from renege_ray.output.pictures import save_png
 
 if TYPE_CHECKING:

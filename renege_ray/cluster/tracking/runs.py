@@ -23,8 +23,8 @@ from renege_ray.cluster.tracking.delivery import Courier, Delivery
 from renege_ray.cluster.tracking.refusals import says
 from renege_ray.cluster.tracking.run_log import RunLog
 from renege_ray.cluster.tracking.texts import away_line, flatten
-from renege_ray.cluster.tracking.uris import masked, resolve_uri, sqlite_file, sqlite_uri, ui_command
-from renege_ray.errors import UserError
+from renege_ray.cluster.tracking.uris import resolve_uri, sqlite_file, sqlite_uri, ui_command
+from renege_ray.errors import UserError, masked
 
 __all__ = ["RunLog", "masked", "open_run", "resolve_uri", "send", "ui_command"]
 

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from renege_ray.cluster.tracking.uris import masked, program
+from renege_ray.cluster.tracking.uris import program
+from renege_ray.errors import masked
 from renege_ray.output.names import with_hash
 
 LONGEST_PARAM = 6000  # MLflow's limits

@@ -1,7 +1,6 @@
 """Tracking URIs: which one a run uses, how it is printed, how its UI is opened. Loads no MLflow."""
 
 import os
-import re
 import shlex
 import shutil
 import sys
@@ -10,7 +9,7 @@ from urllib.parse import urlsplit
 
 from sqlalchemy.engine import make_url
 
-from renege_ray.errors import UserError
+from renege_ray.errors import UserError, masked
 
 _DATABASES = ("postgresql", "mysql", "mssql")
 
@@ -55,11 +54,6 @@ def sqlite_file(uri: str) -> Path | None:
         return None
     file = make_url(uri).database
     return Path(file) if file else None
-
-
-def masked(text: str) -> str:
-    """The text with the user and the password of every URL in it replaced, for printing."""
-    return re.sub(r"(?<=://)[^/\s'\"]+(?=@)", "***", text)
 
 
 def ui_command(uri: str) -> str:

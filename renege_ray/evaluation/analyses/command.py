@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 from renege_ray.config.argument_parser import ArgumentParser, help_text
+from renege_ray.config.paths import place, prompt_source
 from renege_ray.config.run import RunConfig, write_config
 from renege_ray.config.sampling_flags import add_sampling_flags, sampling_config, whole
 from renege_ray.errors import UserError
@@ -108,14 +109,21 @@ def _parser() -> argparse.ArgumentParser:
         add = command.add_argument
         words = "an embedding file, or null, or handwritten"
         if analysis.needs_file:
-            add("--embedding", required=True, metavar="FILE", help="an embedding file")
+            add("--embedding", type=place, required=True, metavar="FILE", help="an embedding file")
             text = "the handwritten negative to compare with (default: the preset's first)"
             add("--handwritten", metavar="TEXT", help=text)
         else:
-            add("--embedding", default="null", metavar="FILE|null|handwritten", help=f"{words} (default: null)")
+            add(
+                "--embedding",
+                type=place,
+                default="null",
+                metavar="FILE|null|handwritten",
+                help=f"{words} (default: null)",
+            )
         add_sampling_flags(command, name)
         add("--seed", type=whole, metavar="N", help="of everything random (default: the preset's)")
         if analysis.needs_prompts:
-            add("--prompts", metavar="SOURCE", help="as in the jobs: a set, or a file (default: the held-out ones)")
+            text = "as in the jobs: a set, or a file (default: the held-out ones)"
+            add("--prompts", type=prompt_source, metavar="SOURCE", help=text)
         analysis.module.add_flags(command)
     return parser

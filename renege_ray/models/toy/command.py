@@ -10,6 +10,7 @@ from renege_ray.config.run import ModelConfig
 from renege_ray.errors import UserError
 from renege_ray.models.toy import EMBEDDED_MODELS, FIRST_MODEL, GUIDANCE_SCALE, NUM_INFERENCE_STEPS
 from renege_ray.output.console import say
+from renege_ray.output.paths import absolute_path
 
 
 def main(argv: Sequence[str]) -> None:
@@ -17,7 +18,7 @@ def main(argv: Sequence[str]) -> None:
     parser = ArgumentParser(prog="renege-ray toy", description="The models in the package.")
     commands = parser.add_subparsers(metavar="export")
     command = commands.add_parser("export", help="write one as a folder that plain diffusers loads")
-    command.add_argument("folder", type=Path, metavar="DIR", help="a new or empty folder")
+    command.add_argument("folder", type=absolute_path, metavar="DIR", help="a new or empty folder")
     command.add_argument(
         "--model", choices=EMBEDDED_MODELS, default=FIRST_MODEL, help="which of them (default: %(default)s)"
     )

@@ -24,10 +24,10 @@ from renege_ray.cluster.tracking import journal
 from renege_ray.cluster.tracking import runs as tracking
 from renege_ray.cluster.tracking.command import main
 from renege_ray.cluster.tracking.run_log import RunLog
-from renege_ray.cluster.tracking.runs import masked, open_run, resolve_uri, ui_command
+from renege_ray.cluster.tracking.runs import open_run, resolve_uri, ui_command
 from renege_ray.cluster.tracking.texts import flatten, safe_name
 from renege_ray.cluster.tracking.uris import program
-from renege_ray.errors import UserError
+from renege_ray.errors import UserError, masked
 from renege_ray.method.embedding import EmbeddingMetadata, NegativeEmbedding
 from tests.mlflow_server import free_port, kill, server
 

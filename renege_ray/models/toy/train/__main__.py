@@ -33,6 +33,7 @@ from renege_ray.models.toy.train.card import (
 from renege_ray.models.toy.train.loop import Recipe
 from renege_ray.models.toy.train.second import train_second
 from renege_ray.output.console import say
+from renege_ray.output.paths import absolute_path
 
 COMMAND = "python -m renege_ray.models.toy.train"
 CARD = WEIGHTS_FOLDER.parent / "MODEL_CARD.md"
@@ -47,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
-    parser.add_argument("--output-dir", type=Path, required=True, help="checkpoints and the finished weights")
+    parser.add_argument("--output-dir", type=absolute_path, required=True, help="checkpoints and the finished weights")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", type=float, default=1.0, help="train this part of the steps only (to try it)")
     parser.add_argument("--install", action="store_true", help="replace the package's own weights and card")
