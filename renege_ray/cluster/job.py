@@ -14,6 +14,7 @@ from renege_ray.config.run import RunConfig, to_mapping, write_config
 from renege_ray.output.console import say
 from renege_ray.output.folder import CONFIG_FILE, check_output_dir, identify, make_output_dir
 from renege_ray.output.hold import hold
+from renege_ray.output.storage import check_storage
 from renege_ray.training.inputs import find_model_problems, first_problem
 
 
@@ -71,6 +72,8 @@ def run_repeatable(
     check_output_dir(config.output_dir, resume=resume)
     journal.check_job(config.output_dir, name)
     resolve_uri(config.tracking_uri, config.output_dir)
+    if config.cluster.storage_path is not None:
+        check_storage(config.cluster.storage_path, "cluster.storage_path")
     if dry_run:
         check(config)
     else:

@@ -13,8 +13,9 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from renege_ray.config.run import RunConfig, read_config
+from renege_ray.config.run import RunConfig
 from renege_ray.embeddings.prompt_embeddings import PromptEmbeddings
+from renege_ray.embeddings.tables import run_of_table
 from renege_ray.errors import UserError
 from renege_ray.models.frozen_pipeline import FrozenPipeline
 from renege_ray.models.load import load_model
@@ -39,20 +40,20 @@ class Checked:
         return abs(self.again - self.recorded)
 
 
-def check_rows(folder: Path, rows: int) -> Iterator[Checked]:
+def check_rows(folder: str | Path, rows: int) -> Iterator[Checked]:
     """Make rows of a run again, as many as there are up to `rows`, in the order of their ids: an arbitrary mixture.
 
     Args:
-        folder: the output folder of tune-prompts.
+        folder: the output folder of tune-prompts, or the run's folder in a storage.
         rows: how many; each is compared on its tune seeds and on its eval seeds.
 
     Raises:
         UserError: the folder holds no run of tuned prompts, or not its model.
     """
-    if not (folder / CONFIG_FILE).is_file():
-        raise UserError(f"{folder} has no {CONFIG_FILE}: name the output folder of tune-prompts")
-    config = read_config(folder)
     with PromptEmbeddings.open(folder) as embeddings:
+        config = run_of_table(str(folder))
+        if config is None:
+            raise UserError(f"{folder} has no {CONFIG_FILE}: name the output folder of tune-prompts")
         pipeline, options = _plain_pipeline(config)
         reward = Rewards.load(config.rewards.model_copy(update={"held_out": (), "judges": ()}), pipeline.device).train
         columns = [column(REWARD, "prompt", split) for split in (TUNE, EVAL)]

@@ -9,7 +9,7 @@ from renege_ray.config.paths import place
 from renege_ray.config.sampling_flags import number
 from renege_ray.errors import UserError
 from renege_ray.output.console import say
-from renege_ray.output.paths import absolute_path
+from renege_ray.output.paths import absolute, absolute_path
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _DESCRIPTION = "Look into negative embeddings, convert them, publish them; check a table of tuned prompts."
@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
 
     check = commands.add_parser("check", help="rows of tuned prompts, made again by diffusers")
     add = check.add_argument
-    add("folder", type=absolute_path, metavar="RUN", help="the output folder of tune-prompts")
+    add("folder", type=absolute, metavar="RUN", help="the output folder of tune-prompts, or its folder in a storage")
     add("--rows", type=int, default=20, metavar="N", help="how many rows (default: 20)")
     return parser
 

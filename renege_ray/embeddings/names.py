@@ -32,12 +32,12 @@ from torch import Tensor
 
 from renege_ray.config.faults import did_you_mean
 from renege_ray.config.paths import METHOD_KINDS
-from renege_ray.config.run import ModelConfig, RunConfig, read_config
+from renege_ray.config.run import ModelConfig, RunConfig
 from renege_ray.embeddings.prompt_embeddings import PromptEmbeddings
+from renege_ray.embeddings.tables import run_of_table
 from renege_ray.errors import UserError
 from renege_ray.models.base import TextToImage
 from renege_ray.models.load import identify_text_encoder
-from renege_ray.output.folder import CONFIG_FILE
 from renege_ray.output.names import alike, is_in_words
 from renege_ray.prompts.refine import REFINERS, locate_refiner
 from renege_ray.sampling.encoded_prompts import EncodedPrompts
@@ -242,11 +242,9 @@ def _fallback(method: Method, methods: Sequence[Method], config: RunConfig, enco
     for other in methods:
         if (other.kind, other.model) == ("global", method.model):
             return read_negative("global", other.value, config, encoder)
-    folder = Path(method.value)
-    folder = folder if (folder / CONFIG_FILE).is_file() else folder.parent
-    if not (folder / CONFIG_FILE).is_file():
+    tuned = run_of_table(method.value)
+    if tuned is None:
         raise UserError("what its prompts were tuned from is not known; give it as another method, global=FILE")
-    tuned = read_config(folder)
     return read_start(tuned.tuning.init, "tuning.init", tuned, encoder)
 
 

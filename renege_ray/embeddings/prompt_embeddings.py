@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from renege_ray.embeddings.negative_embedding import NegativeEmbedding
-from renege_ray.errors import UserError
+from renege_ray.embeddings.tables import find_table
+from renege_ray.errors import UserError, first_line
 from renege_ray.method.embedding import EmbeddingMetadata
 from renege_ray.models.layout import EmbeddingLayout
 from renege_ray.prompts.sources import prompt_id
@@ -60,8 +61,8 @@ class PromptEmbeddings:
         self.prompts: dict[str, str] = {}
         self._loaded: OrderedDict[str, np.ndarray] = OrderedDict()
         self._words: dict[str, frozenset[str]] = {}
-        files = table.files()
         try:
+            files = table.files()
             for path, rows in zip(files, table.read(files, ["prompt_id", "prompt", "status"]), strict=True):
                 for place, row in enumerate(rows.to_pylist()):
                     if row["status"] != FAILED:
@@ -77,25 +78,17 @@ class PromptEmbeddings:
             raise
         except (pa.ArrowInvalid, KeyError, ValueError, TypeError) as error:
             raise UserError(f"{table.root} holds a damaged or foreign Parquet file: {error}") from None
+        except OSError as error:
+            raise UserError(f"{table.root} cannot be read ({first_line(error)})") from None
 
     @classmethod
     def open(cls, folder: str | Path) -> Self:
-        """Open the table in the output folder of a run, or the table's own folder or URI.
+        """Open the table of a run: its output folder, its folder in a storage, or the table's own folder or URI.
 
         Raises:
-            UserError: there is none, or the folder holds several.
+            UserError: there is none, or the folder holds several; the storage cannot be read.
         """
-        text = str(folder)
-        if "://" in text:
-            return cls(TuningTable(text))
-        path = Path(text).absolute()
-        if not path.is_dir():
-            raise UserError(f"{folder}: there is no such folder; name the output folder of tune-prompts")
-        tables = sorted(path.glob("prompts-*/"))
-        if len(tables) > 1:
-            names = ", ".join(table.name for table in tables)
-            raise UserError(f"{folder} holds the tables of {len(tables)} settings ({names}); name one of these folders")
-        return cls(TuningTable(str(tables[0] if tables else path)))
+        return cls(TuningTable(find_table(str(folder))))
 
     @property
     def root(self) -> str:

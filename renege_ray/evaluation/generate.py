@@ -174,4 +174,4 @@ def _short(name: str) -> str:
     """A negative's name without its folders, where it is a file or a folder."""
     if Path(name).suffix.lower() in EMBEDDING_SUFFIXES:
         return Path(name).stem
-    return Path(name).name if kind_of(name)[0] == "prompt" else name
+    return Path(name.partition("?")[0] if URI.match(name) else name).name if kind_of(name)[0] == "prompt" else name

@@ -39,13 +39,18 @@ def check_output_dir(folder: Path, *, resume: bool) -> None:
         raise UserError(
             f"--output-dir: {folder} already holds a run; go on with it by --resume {folder}, or name another folder"
         )
+    check_writable(folder)
+
+
+def check_writable(folder: Path, field: str = "--output-dir") -> None:
+    """Check that a folder can be written to, or made, without making it. Raises UserError naming the field."""
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"--output-dir: {folder} is a file; name a folder")
+        raise UserError(f"{field}: {folder} is a file; name a folder")
     parent = next(path for path in [folder, *folder.absolute().parents] if path.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         why = "is not writable" if parent.is_dir() else "is a file"
-        raise UserError(f"--output-dir: {folder} cannot be made, since {parent} {why}; name another folder")
-    _try_a_write(parent)
+        raise UserError(f"{field}: {folder} cannot be made, since {parent} {why}; name another folder")
+    _try_a_write(parent, field)
 
 
 def make_output_dir(folder: Path, *, resume: bool = False) -> Path:
@@ -72,14 +77,14 @@ def identify(folder: Path) -> str:
     return path.read_text(encoding="utf-8").strip()
 
 
-def _try_a_write(folder: Path) -> None:
+def _try_a_write(folder: Path, field: str = "--output-dir") -> None:
     """Permissions do not tell of read-only or full disks. The file has no name, and is gone at once."""
     try:
         with tempfile.TemporaryFile(dir=folder) as probe:
             probe.write(b"x")
     except OSError as error:
         raise UserError(
-            f"--output-dir: {folder} cannot be written ({error.strerror}); name another folder, or make room"
+            f"{field}: {folder} cannot be written ({error.strerror}); name another folder, or make room"
         ) from None
 
 

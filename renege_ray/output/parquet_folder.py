@@ -15,6 +15,8 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 from torch import Tensor
 
+from renege_ray.output.storage import join, open_folder
+
 SUFFIX = ".parquet"
 
 
@@ -26,8 +28,8 @@ class ParquetFolder(ABC):
     """
 
     def __init__(self, root: str) -> None:
-        self.root = root
-        self.filesystem, self.path = pyarrow.fs.FileSystem.from_uri(root)
+        self.root = join(root)
+        self.filesystem, self.path = open_folder(root)
 
     def create(self) -> None:
         """Make the folder."""

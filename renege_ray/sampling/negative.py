@@ -3,7 +3,7 @@
     null            what the model's pipeline takes where it is given no negative
     handwritten     the first of `prompts.handwritten`
     FILE            an embedding that was learned for all prompts
-    FOLDER          the embeddings of tuned prompts (see `renege_ray.embeddings.names`)
+    FOLDER          the embeddings of tuned prompts (see `renege_ray.embeddings.names`); also a URI
     anything else   a negative prompt
 
 A training or a tuning starts from one of the first three (`--init`), `jobs/generate.py` takes all, and in an evaluation
@@ -26,6 +26,7 @@ from renege_ray.models.base import TextToImage
 from renege_ray.models.load import identify_text_encoder
 from renege_ray.models.text_encoder import TextEncoderIdentity
 from renege_ray.output.names import is_unicode
+from renege_ray.output.storage import is_uri
 from renege_ray.sampling.encoded_prompts import EncodedPrompts
 
 EMBEDDING_SUFFIXES = (".safetensors", *PICKLE_SUFFIXES)
@@ -67,7 +68,7 @@ def kind_of(words: str) -> tuple[str, str]:
     # Unlike pathlib's, these take any text, however long.
     if Path(words).suffix.lower() in EMBEDDING_SUFFIXES or os.path.isfile(words):
         return "global", words
-    return "prompt" if os.path.isdir(words) else "text", words
+    return "prompt" if os.path.isdir(words) or is_uri(words) else "text", words
 
 
 def read_negative(kind: str, value: str, config: RunConfig, encoder: Encoder) -> Negative:

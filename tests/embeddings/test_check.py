@@ -20,8 +20,8 @@ from tests.tiny import build_tiny_pipeline
 PROMPTS = ["a red fox", "a green hen", "two blue cows"]
 
 
-def write_run(folder: Path) -> Path:
-    """A run of three prompts as the job leaves it; returns its only file of rows."""
+def write_run(folder: Path, root: str = "") -> Path:
+    """A run of three prompts as the job leaves it, with its table at `root`; returns its only file of rows."""
     build_tiny_pipeline(prediction_type="v_prediction").save_pretrained(folder / "model")
     config = parse_config(
         {
@@ -42,7 +42,7 @@ def write_run(folder: Path) -> Path:
         for tuned, columns in zip(done, scores.score(done), strict=True)
     ]
     header = EmbeddingMetadata(text_encoder_hash=model.text_encoder_hash).to_header()
-    table = TuningTable(str(folder / "prompts-0"))
+    table = TuningTable(root or str(folder / "prompts-0"))
     return Path(table.write(rows, table_schema(scores.names, model.embedding_layout, header)))
 
 

@@ -16,6 +16,7 @@ from renege_ray.config.run import RunConfig
 from renege_ray.evaluation.inputs import EvaluationInputs, read_evaluation_inputs
 from renege_ray.evaluation.progress import EvaluationProgress
 from renege_ray.evaluation.table import EvaluationTable, ImageToMake
+from renege_ray.output.storage import join
 
 JOB = "evaluate"
 CHUNK_BATCHES = 16  # a chunk is what a worker is given at once
@@ -42,10 +43,10 @@ def _evaluate(config: RunConfig, inputs: EvaluationInputs, shape: WorkerShape, l
     shared = shared_folder(config.output_dir, config.cluster.storage_path)
     job = EvaluationJob(
         config=config,
-        root=f"{shared}/rows-{inputs.key}",
+        root=join(shared, f"rows-{inputs.key}"),
         threads=shape.threads,
         negatives=inputs.negatives,
-        images=f"{shared}/images",
+        images=join(shared, "images"),
     )
     labels = {negative.key: negative.label for negative in inputs.negatives}
     wanted = {image.id for image in inputs.images}

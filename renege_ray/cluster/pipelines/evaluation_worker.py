@@ -4,8 +4,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import pyarrow.fs
-
 from renege_ray.cluster.pipelines.chunk_worker import ChunkWorker, PipelineJob
 from renege_ray.cluster.session.device import worker_device
 from renege_ray.embeddings.names import ComparedNegative
@@ -14,6 +12,7 @@ from renege_ray.evaluation.inputs import scores_of
 from renege_ray.evaluation.table import EvaluationTable, ImageToMake, table_schema
 from renege_ray.models.load import load_model
 from renege_ray.output.image_statistics import ImageStatistics
+from renege_ray.output.storage import open_folder
 from renege_ray.prompts.refine import load_refiner
 from renege_ray.rewards.load import load_scorers
 
@@ -48,7 +47,7 @@ class EvaluateWorker(ChunkWorker[ImageToMake]):
         )
         self._maker = ImageMaker(config, self._job.negatives, judges, loaders, self._keep)
         self._schema = table_schema(self._maker.names)
-        self._files, self._images = pyarrow.fs.FileSystem.from_uri(self._job.images)
+        self._files, self._images = open_folder(self._job.images)
         self._folders: set[str] = set()
 
     def _compute(self, items: Sequence[ImageToMake]) -> None:

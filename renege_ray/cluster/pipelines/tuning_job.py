@@ -13,6 +13,9 @@ from renege_ray.cluster.session.resources import WorkerShape
 from renege_ray.cluster.tracking.runs import RunLog
 from renege_ray.cluster.training.checkpoints import check_rows_go_on, shared_folder
 from renege_ray.config.run import RunConfig
+from renege_ray.embeddings.tables import POINTER, TABLE
+from renege_ray.output.folder import CONFIG_FILE, write_text
+from renege_ray.output.storage import join, put_file
 from renege_ray.tuning.inputs import TuningInputs, read_tuning_inputs
 from renege_ray.tuning.report import TuningReport
 from renege_ray.tuning.table import PromptToTune
@@ -40,7 +43,11 @@ def _plan(config: RunConfig, inputs: TuningInputs) -> str:
 
 def _tune(config: RunConfig, inputs: TuningInputs, shape: WorkerShape, log: RunLog) -> int:
     """Run the pipeline to its end, however that comes, and close the run accordingly."""
-    root = f"{shared_folder(config.output_dir, config.cluster.storage_path)}/prompts-{inputs.key}"
+    shared = shared_folder(config.output_dir, config.cluster.storage_path)
+    root = join(shared, f"{TABLE}{inputs.key}")
+    if config.cluster.storage_path is not None:  # the one is found by the other, also after a kill
+        write_text(config.output_dir / POINTER, f"{root}\n")
+        put_file(config.output_dir / CONFIG_FILE, shared)
     job = TuningJob(config=config, initial=inputs.initial, root=root, threads=shape.threads)
     outcome = run_pipeline(
         PromptWorker,

@@ -15,10 +15,11 @@ from renege_ray.cluster.session.resources import WorkerShape
 from renege_ray.cluster.tracking.run_log import RunLog
 from renege_ray.config.run import RunConfig
 from renege_ray.embeddings.prompt_embeddings import PromptEmbeddings
+from renege_ray.embeddings.tables import POINTER
 from renege_ray.method.embedding import as_stored
 from renege_ray.models.load import load_model
 from renege_ray.output.console import say
-from renege_ray.output.folder import CONFIG_FILE, shown_path
+from renege_ray.output.folder import CONFIG_FILE, shown_path, write_text
 from renege_ray.output.pictures import image_grid
 from renege_ray.rewards.video.frames import middle_frame
 from renege_ray.sampling.encoded_prompts import EncodedPrompts
@@ -86,12 +87,11 @@ def _send_table(table: TuningTable, folder: Path, log: RunLog) -> dict[str, Path
     """The Parquet files as an artifact, where they are local and not too large; the summary names their folder."""
     path = Path(table.path)
     if not path.is_relative_to(folder):
-        (folder / "prompts.uri").write_text(f"{table.root}\n", encoding="utf-8")
-        return {"prompts": folder / "prompts.uri"}
+        return {"prompts": folder / POINTER}
     if sum(file.stat().st_size for file in path.glob("*.parquet")) > LARGEST_ARTIFACT_BYTES:
-        (folder / "prompts.uri").write_text(f"{path.as_uri()}\n", encoding="utf-8")
-        log.artifact(folder / "prompts.uri")
-        return {"prompts_uri": folder / "prompts.uri"}
+        write_text(folder / POINTER, f"{path.as_uri()}\n")
+        log.artifact(folder / POINTER)
+        return {"prompts_uri": folder / POINTER}
     return {"prompts": path}
 
 

@@ -36,6 +36,7 @@ from renege_ray.cluster.training.worker_group import (
     load_together,
     this_worker,
 )
+from renege_ray.output.storage import join
 from renege_ray.sweeps.trial import TrialError, TrialReport
 from renege_ray.training.train import TrainingError
 
@@ -84,7 +85,7 @@ class GroupTrial(ray.tune.Trainable):
             ),
             run_config=ray.train.RunConfig(
                 name=f"group-{uuid.uuid4().hex[:8]}",
-                storage_path=f"{job.root}/{task.folder}/ray",
+                storage_path=join(job.root, task.folder, "ray"),
                 callbacks=[_HandOn(self._reports)],
                 failure_config=ray.train.FailureConfig(max_failures=job.base.cluster.max_failures),
                 logging_config=ray.train.LoggingConfig(log_level="ERROR"),

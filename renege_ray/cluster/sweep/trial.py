@@ -21,6 +21,7 @@ from renege_ray.config.run import RunConfig
 from renege_ray.errors import UserError, describe
 from renege_ray.models.base import TextToImage
 from renege_ray.models.load import load_model
+from renege_ray.output.storage import join
 from renege_ray.rewards.weighted import WeightedReward
 from renege_ray.sampling.run_rewards import Rewards
 from renege_ray.sampling.workers import Workers
@@ -214,7 +215,7 @@ def trial_folder(number: int) -> str:
 
 def trial_root(root: str, folder: str) -> str:
     """Where the checkpoints of the trial in `folder` are, see `cluster.checkpoints`."""
-    return f"{root}/{folder}/checkpoints"
+    return join(root, folder, "checkpoints")
 
 
 class _Loaded:

@@ -19,6 +19,7 @@ import pyarrow.fs
 from renege_ray.cluster.tracking import journal
 from renege_ray.errors import UserError
 from renege_ray.output.folder import CONFIG_FILE, identify
+from renege_ray.output.storage import join, open_folder
 from renege_ray.training.state import TornCheckpointError, TrainingState
 
 _STEP = re.compile(r"step-(\d+)(-final)?$")
@@ -33,14 +34,14 @@ def checkpoint_name(state: TrainingState) -> str:
 def checkpoint_root(output_dir: Path, storage_path: str | None) -> str:
     """ROOT of a run: the same for the same run, wherever its output folder lies now."""
     shared = shared_folder(output_dir, storage_path)
-    return f"{shared}/checkpoints" if storage_path is None else shared
+    return join(shared, "checkpoints") if storage_path is None else shared
 
 
 def shared_folder(output_dir: Path, storage_path: str | None) -> str:
     """Where all machines of a cluster keep what a run needs: the output folder, or one of its own in the storage."""
     if storage_path is None:
         return str(output_dir.absolute())
-    return f"{storage_path.rstrip('/')}/{identify(output_dir)}"
+    return join(storage_path, identify(output_dir))
 
 
 def check_goes_on(output_dir: Path, storage_path: str | None) -> None:
@@ -67,7 +68,7 @@ def check_rows_go_on(output_dir: Path, storage_path: str | None) -> None:
     rows = journal.last_step(output_dir)
     if storage_path is None or rows <= 0:
         return
-    filesystem, path = pyarrow.fs.FileSystem.from_uri(shared_folder(output_dir, storage_path))
+    filesystem, path = open_folder(shared_folder(output_dir, storage_path))
     if filesystem.get_file_info(path).type == pyarrow.fs.FileType.NotFound:
         raise UserError(
             f"--resume: the run in {output_dir} had {rows} rows, but there is no folder {path} in the storage; put it "
@@ -80,7 +81,7 @@ class CheckpointStore:
 
     def __init__(self, root: str) -> None:
         self.root = root
-        self._fs, self._path = pyarrow.fs.FileSystem.from_uri(root)
+        self._fs, self._path = open_folder(root)
 
     def next_attempt(self) -> str:
         """The name of an attempt that no earlier one has had."""
