@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from renege_ray.__main__ import main
+from renege_ray.cluster.tracking.uris import sqlite_file
 from renege_ray.config.cli import from_args
 from renege_ray.config.faults import fields
 from renege_ray.config.fingerprint import fingerprint
@@ -140,6 +141,13 @@ def test_a_link_to_a_file_is_no_other_file(folders: Path) -> None:
     Path("link").symlink_to("a")
     real, link = (parse_config({"model": {"lora": f"{folder}/b.yaml"}}) for folder in ("a", "link"))
     assert fingerprint(real) == fingerprint(link)
+
+
+def test_the_folder_of_a_relative_store_is_quoted(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folders / "why?").mkdir()
+    monkeypatch.chdir(folders / "why?")
+    found = parse_config({"tracking_uri": "sqlite:///m.db"}).tracking_uri
+    assert found is not None and sqlite_file(found) == folders / "why?/m.db"
 
 
 def test_a_user_that_does_not_exist() -> None:
