@@ -1,6 +1,7 @@
 """The public `NegativeEmbedding`: one that knows diffusers' pipelines and hands them what they ask for."""
 
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
 from torch import Tensor
@@ -14,7 +15,12 @@ class NegativeEmbedding(embedding.NegativeEmbedding):
     """A negative embedding and its metadata; see `renege_ray.method.embedding.NegativeEmbedding`."""
 
     def for_pipeline(
-        self, pipe: Any, prompts: str | Sequence[str] | None = None, *, tokens: int | None = None
+        self,
+        pipe: Any,
+        prompts: str | Sequence[str] | None = None,
+        *,
+        tokens: int | None = None,
+        text_encoder: str | None = None,
     ) -> dict[str, Tensor | None]:
         """The keyword arguments for the call of a diffusers pipeline:
 
@@ -33,6 +39,8 @@ class NegativeEmbedding(embedding.NegativeEmbedding):
             tokens: the length of the `prompt_embeds` that it will be called with, where these are longer than one
                 window of the encoder: n is repeated to 2 L, 3 L, ..., and attention over repeated tokens is the same
                 as over the tokens.
+            text_encoder: "same" vouches that the prompts are encoded by the text encoder that the embedding was learned
+                for, where the pipeline's own does not show it (quantised, or left out for encoded prompts).
 
         Returns:
             `negative_prompt_embeds` (B, tokens, D), and what else the embedding holds, with a row for each prompt, in
@@ -44,7 +52,7 @@ class NegativeEmbedding(embedding.NegativeEmbedding):
         from renege_ray.models.families.registry import FAMILIES  # imports diffusers
         from renege_ray.models.frozen_pipeline import FrozenPipeline
 
-        self._check_encoders(pipe)
+        self._check_encoders(pipe, text_encoder)
         length = self.prompt_embeds.shape[1]
         windows, rest = divmod(tokens or length, length)
         if rest or windows < 1:
@@ -66,19 +74,21 @@ class NegativeEmbedding(embedding.NegativeEmbedding):
 
     def _complete(self, pipe: Any) -> dict[str, Tensor]:
         """The tensors, and a mask of ones where the pipeline needs one that a foreign file does not hold."""
-        from renege_ray.models.text_encoder import layout_of
-
         tensors = dict(self.tensors)
-        if ATTENTION_MASK not in tensors and layout_of(pipe).masked:
+        # By what the pipeline takes: it may have no text encoder that would tell.
+        if ATTENTION_MASK not in tensors and ATTENTION_MASK in signature(type(pipe).__call__).parameters:
             tensors[ATTENTION_MASK] = self.prompt_embeds.new_ones(self.prompt_embeds.shape[:2]).long()
         return tensors
 
-    def _check_encoders(self, pipe: Any) -> None:
-        """Compare hashes, those of the stored weights where the pipeline's have been rounded too far."""
-        from renege_ray.models.text_encoder import identify, identify_stored
+    def _check_encoders(self, pipe: Any, text_encoder: str | None) -> None:
+        """Compare shapes and, unless the user vouches for them, the encoders themselves."""
+        from renege_ray.models.pipeline_encoders import check_encoders
+        from renege_ray.models.text_encoder import describe_encoder, layout_of, text_encoders
 
         known = self.metadata.text_encoder_hash
-        identity = identify(pipe)
-        if known and identity.hash != known:
-            identity = identify_stored(pipe, identity)
-        self.check_fits(identity.layout.shapes, identity.hash, identity.name)
+        if text_encoder not in (None, "same"):
+            raise UserError(f'text_encoder: {text_encoder!r} says nothing; give "same", or leave it out')
+        if encoders := text_encoders(pipe):
+            self.check_fits(layout_of(pipe).shapes, known, " + ".join(map(describe_encoder, encoders)))
+        if known and text_encoder is None:
+            check_encoders(pipe, known, self.metadata.text_encoder)

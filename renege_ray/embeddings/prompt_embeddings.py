@@ -154,7 +154,7 @@ class PromptEmbeddings:
         return torch.cat(found).float()
 
     def for_pipeline(
-        self, pipe: Any, prompts: str | Sequence[str], *, tokens: int | None = None
+        self, pipe: Any, prompts: str | Sequence[str], *, tokens: int | None = None, text_encoder: str | None = None
     ) -> dict[str, Tensor | None]:
         """The keyword arguments for a diffusers pipeline that is called with these prompts, as
         `NegativeEmbedding.for_pipeline` gives them, each prompt with its own negative.
@@ -164,7 +164,7 @@ class PromptEmbeddings:
         """
         packed = self.batch([prompts] if isinstance(prompts, str) else prompts)
         first = NegativeEmbedding(self.layout.unpack(packed[:1]), self.metadata)
-        arguments = first.for_pipeline(pipe, prompts, tokens=tokens)
+        arguments = first.for_pipeline(pipe, prompts, tokens=tokens, text_encoder=text_encoder)
         for name, tensor in self.layout.unpack(packed).items():
             same = arguments[name]  # the first embedding in every row: of the right size, dtype and device
             assert same is not None

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -65,7 +66,7 @@ def identify(pipeline: Any) -> TextEncoderIdentity:
     """
     encoders = text_encoders(pipeline)
     return TextEncoderIdentity(
-        name=" + ".join(_describe(encoder) for encoder in encoders),
+        name=" + ".join(describe_encoder(encoder) for encoder in encoders),
         hash=hash_text_encoders(encoders),
         layout=layout_of(pipeline),
     )
@@ -119,14 +120,18 @@ def read_layout(folder: Path) -> EmbeddingLayout:
 
 
 def text_encoders(pipeline: Any) -> list[torch.nn.Module]:
-    """A pipeline's text encoders, in diffusers' order."""
+    """A pipeline's text encoders, in diffusers' order; of compiled ones, the modules that were compiled."""
     found = (getattr(pipeline, name, None) for name in ENCODERS)
-    return [encoder for encoder in found if encoder is not None]
+    return [getattr(encoder, "_orig_mod", encoder) for encoder in found if encoder is not None]
 
 
 def hash_text_encoders(encoders: list[torch.nn.Module]) -> str:
     """16 hexadecimal digits for all encoders of a pipeline; for one, those of `hash_text_encoder`."""
-    hashes = [hash_text_encoder(encoder) for encoder in encoders]
+    return join_hashes([hash_text_encoder(encoder) for encoder in encoders])
+
+
+def join_hashes(hashes: Sequence[str]) -> str:
+    """One hash of a pipeline's encoders."""
     return hashes[0] if len(hashes) == 1 else hashlib.sha256(" ".join(hashes).encode()).hexdigest()[:16]
 
 
@@ -138,56 +143,35 @@ def hash_text_encoder(text_encoder: torch.nn.Module) -> str:
     same hash. Names count without `text_model.`, a prefix that comes and goes with the version of
     transformers.
     """
-    config: Any = text_encoder.config
-    keys = CONFIG_KEYS.get(config.model_type, ("model_type",))
-    kind = json.dumps({key: getattr(config, key, None) for key in keys})
+    kind = _kind(text_encoder.config)
     state = (kind, [(weight.data_ptr(), weight._version, weight.dtype) for weight in text_encoder.parameters()])
     if _HASHES.get(text_encoder, (None, ""))[0] != state:
-        digest = hashlib.sha256(kind.encode())
-        weights = {name.removeprefix("text_model."): weight for name, weight in text_encoder.named_parameters()}
-        for name in sorted(weights):
-            half = weights[name].detach().to("cpu", torch.float16).contiguous()
-            digest.update(f"{name} {tuple(half.shape)}".encode())
-            digest.update(half.numpy().tobytes())
-        _HASHES[text_encoder] = (state, digest.hexdigest()[:16])
+        weights = dict(text_encoder.named_parameters())
+        _HASHES[text_encoder] = (state, hash_weights(text_encoder.config, weights, weights.__getitem__))
     return _HASHES[text_encoder][1]
+
+
+def hash_weights(config: Any, names: Iterable[str], weight: Callable[[str], torch.Tensor]) -> str:
+    """The same of weights that come one at a time, so that they need not all be in memory."""
+    digest = hashlib.sha256(_kind(config).encode())
+    short = {name.removeprefix("text_model."): name for name in names}
+    for name in sorted(short):
+        half = weight(short[name]).detach().to("cpu", torch.float16).contiguous()
+        digest.update(f"{name} {tuple(half.shape)}".encode())
+        digest.update(half.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _kind(config: Any) -> str:
+    keys = CONFIG_KEYS.get(config.model_type, ("model_type",))
+    return json.dumps({key: getattr(config, key, None) for key in keys})
 
 
 # T5's 4.7 billion weights take many seconds, and a pipeline's encoder is looked at for every call of it.
 _HASHES: WeakKeyDictionary[torch.nn.Module, tuple[object, str]] = WeakKeyDictionary()
 
 
-def identify_stored(pipeline: Any, loaded: TextEncoderIdentity) -> TextEncoderIdentity:
-    """The text encoders as they lie in the folders that a pipeline in bfloat16 was loaded from.
-
-    bfloat16 keeps 8 bits of a weight where the hash needs 11: encoders that were rounded to it can only be told from
-    others by their files. Encoders in another type are as they were `loaded`.
-
-    Raises:
-        UserError: the files are not there any more.
-    """
-    encoders: list[Any] = text_encoders(pipeline)
-    if all(encoder.dtype != torch.bfloat16 for encoder in encoders):
-        return loaded
-    return replace(loaded, hash=hash_text_encoders([_stored(encoder) for encoder in encoders]))
-
-
-def _stored(encoder: Any) -> torch.nn.Module:
-    source = getattr(encoder.config, "_name_or_path", "")
-    for variant in (None, "fp16") if source else ():
-        try:
-            found: torch.nn.Module = type(encoder).from_pretrained(
-                source, variant=variant, dtype=torch.float32, local_files_only=True, use_safetensors=True
-            )
-            return found
-        except (OSError, ValueError):
-            continue
-    raise UserError(
-        f"the pipeline's {type(encoder).__name__} was rounded to bfloat16, which hides whose it was, and its files "
-        f"are not in {source or 'any folder'!r}: load the pipeline in float16 or float32, or from files that stay"
-    )
-
-
-def _describe(encoder: Any) -> str:
+def describe_encoder(encoder: Any) -> str:
+    """An encoder in a few words: its class and sizes."""
     config = encoder.config
     return f"{type(encoder).__name__} ({config.num_hidden_layers} layers of width {config.hidden_size})"
