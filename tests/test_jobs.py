@@ -270,7 +270,7 @@ def test_embeddings_that_do_not_fit(nothing_starts: None, tmp_path: Path, model_
     corrupt.write_bytes(b"\x10\0\0\0\0\0\0\0{broken")
     evil.write_bytes(pickle.dumps(subprocess.Popen))
     cases = {
-        embedding_file(tmp_path, (1, 7, 16), ""): r"\(7, 16\).*\(12, 16\)",
+        embedding_file(tmp_path, (1, 7, 16), ""): r"\(7, 16\).*\(\d+, \d+\)",
         str(corrupt): "corrupt.safetensors",
         str(evil): "evil.pt",
     }
@@ -280,7 +280,9 @@ def test_embeddings_that_do_not_fit(nothing_starts: None, tmp_path: Path, model_
             "tune_prompts": ["--init", path],
             "generate": ["--prompt", "a fox", "--negative", path],
         }.items():
-            common = ["--model", str(model_folder), "--output-dir", str(tmp_path / "out")]
+            common = ["--output-dir", str(tmp_path / "out")]
+            if name == "generate":
+                common += ["--model", str(model_folder)]
             with pytest.raises(UserError, match=expected) as caught:
                 job(name).main([*flags, *common])
             assert "\n" not in str(caught.value)

@@ -16,6 +16,7 @@ from renege_ray.config.faults import expected, fields, shown_value, unknown_fiel
 from renege_ray.config.fingerprint import fingerprint, has_effect, is_foreign
 from renege_ray.config.jobs import EvaluationConfig, SweepConfig
 from renege_ray.config.paths import same_place
+from renege_ray.config.preset_choice import DEFAULT_PRESET, check_rewards, choose_preset, preset_for
 from renege_ray.config.run import (
     RunConfig,
     check_work_for_everybody,
@@ -29,8 +30,6 @@ from renege_ray.config.yaml_files import parse_yaml
 from renege_ray.errors import UserError
 from renege_ray.output.folder import CONFIG_FILE, check_output_dir
 from renege_ray.output.paths import absolute_path
-
-DEFAULT_PRESET = "toy"
 
 _COMMON_ALIASES = {"cluster.num_workers": "num-workers", "model.id": "model"}
 _ALIASES = {
@@ -80,10 +79,12 @@ def from_args(argv: Sequence[str], job: str) -> Invocation:
         if preset is not None:
             raise UserError("--preset: a resumed run has its configuration already; leave --preset or --resume out")
         return Invocation(_resumed(resume, given, job), resume=True, dry_run=dry_run)
+    base = load_preset(preset or choose_preset(given.get("model.id")))
     if job in _REPEATABLE:
-        return _repeatable(load_preset(preset or DEFAULT_PRESET), given, job, dry_run)
+        return _repeatable(base, given, job, dry_run)
     given.setdefault("output_dir", f"outputs/{job}-{datetime.now():%Y%m%d-%H%M%S}")
-    config = with_values(load_preset(preset or DEFAULT_PRESET), given)
+    config = with_values(base, given)
+    check_rewards(config, job)
     check_work_for_everybody(config)
     check_output_dir(config.output_dir, resume=False)
     return Invocation(config, dry_run=dry_run)
@@ -94,6 +95,7 @@ def _repeatable(preset: RunConfig, given: dict[str, Any], job: str, dry_run: boo
     user names it. Tuned prompts are one table; a report is of one selection of methods and prompts.
     """
     config = with_values(preset, given)
+    check_rewards(config, job)
     if "output_dir" not in given:
         mark = fingerprint(config, job, selection=job == "evaluate")[:8]
         config = with_values(config, {"output_dir": f"outputs/{job}-{mark}"})
@@ -148,14 +150,16 @@ def _get(data: Any, name: str) -> Any:
 def _base_config(argv: Sequence[str]) -> RunConfig:
     """The preset (or the run to resume) that --help shows the values of."""
     early = _Parser(add_help=False, argument_default=argparse.SUPPRESS)
-    early.add_argument("--preset", default=DEFAULT_PRESET)
+    early.add_argument("--preset", default=None)
+    early.add_argument("--model", "--model.id", default=None)
     early.add_argument("--resume", default=None)
     known, _ = early.parse_known_args(_tokens(argv))
     if known.resume is not None:
         folder = absolute_path(known.resume)
         check_output_dir(folder, resume=True)
         return read_config(folder)
-    return load_preset(known.preset)
+    by_model = preset_for(known.model, download=False)[0] if known.model else DEFAULT_PRESET
+    return load_preset(known.preset or by_model)
 
 
 class _Parser(ArgumentParser):
@@ -201,7 +205,11 @@ def _parser(job: str, base: RunConfig) -> argparse.ArgumentParser:
     parser.job = job
     run = parser.add_argument_group("run")
     presets = ", ".join(preset_names())
-    run.add_argument("--preset", metavar="NAME|FILE", help=f"{presets}, or a YAML file (default: {DEFAULT_PRESET})")
+    run.add_argument(
+        "--preset",
+        metavar="NAME|FILE",
+        help=f"{presets}, or a YAML file (default: {DEFAULT_PRESET}, or that of the family of --model)",
+    )
     run.add_argument("--resume", metavar="DIR", help="go on from the last checkpoint of the run in DIR")
     run.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
     values = to_mapping(base)

@@ -10,14 +10,14 @@ from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 from renege_ray.errors import UserError
-from renege_ray.output.paths import absolute, absolute_if_there, absolute_path
+from renege_ray.output.paths import SECRET, absolute, absolute_if_there, absolute_path, check_no_secret, holds_secret
 
 FAULT = "path"  # of what cannot be a path; the message is to follow the field's name
 METHOD_KINDS = ("null", "handwritten", "global", "prompt", "text")
 _EMBEDDED = ("toy", "toy2", "null", "handwritten")  # names in the package, whatever else is in the working folder
 _LOCAL_COPY = re.compile(r"([\w-]+)=(.+)", re.DOTALL)
 # The first colon that a negative follows, so that an id or a folder may have colons of its own.
-_OTHER_MODEL = re.compile(rf"model=(.+?):((?:{'|'.join(METHOD_KINDS)})(?:[=,].*)?)", re.DOTALL)
+METHOD_MODEL = re.compile(rf"model=(.+?):((?:{'|'.join(METHOD_KINDS)})(?:[=,].*)?)", re.DOTALL)
 _SQLITE = re.compile(r"(sqlite(?:\+pysqlite)?:///)(.+)", re.DOTALL)
 
 
@@ -40,7 +40,7 @@ def prompt_source(text: str) -> str:
 
 def method(text: str) -> str:
     """What is compared, with the paths of models, embeddings and tables in it."""
-    if other := _OTHER_MODEL.fullmatch(text.strip()):
+    if other := METHOD_MODEL.fullmatch(text.strip()):
         return f"model={place(other[1])}:{method(other[2])}"
     kind, _, value = text.strip().partition("=")
     return f"{kind}={absolute(value)}" if kind in ("global", "prompt") and value.strip() else text
@@ -64,6 +64,26 @@ def same_place(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [same_place(item) for item in value]
     return os.path.realpath(value) if isinstance(value, str) and value.startswith("/") else value
+
+
+def check_no_secrets(value: Any, name: str = "") -> None:
+    """Check that nothing in (nested) settings is a URI with a user, a password or a key, but for negative prompts.
+
+    Raises:
+        UserError: something is; the message names the field.
+    """
+    if isinstance(value, dict):
+        for key, item in value.items():
+            check_no_secrets(item, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, list | tuple) and name != "prompts.handwritten":
+        for item in value:
+            check_no_secrets(item, name)
+    elif name == "tracking_uri" and isinstance(value, str) and holds_secret(value):
+        raise UserError(
+            f"{name}: holds {SECRET}; set the whole URI as MLFLOW_TRACKING_URI in the environment, and leave this out"
+        )
+    elif isinstance(value, str):
+        check_no_secret(value, name)
 
 
 def _by(rule: Callable[[Any], Any]) -> AfterValidator:

@@ -22,11 +22,11 @@ from renege_ray.config.jobs import (
     SweepConfig,
     TuningConfig,
 )
-from renege_ray.config.paths import Folder, PathOrName, PathOrUri, PromptSource, TrackingUri
+from renege_ray.config.paths import Folder, PathOrName, PathOrUri, PromptSource, TrackingUri, check_no_secrets
 from renege_ray.config.yaml_files import read_yaml, write_yaml
 from renege_ray.errors import UserError
 from renege_ray.output.folder import CONFIG_FILE
-from renege_ray.output.paths import SECRET, absolute_path, check_no_secret, holds_secret
+from renege_ray.output.paths import absolute_path
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -277,26 +277,6 @@ class RunConfig(Section):
     def _enough_steps_for_gradients(self) -> Self:
         check_gradients_per_rollout(self.sampling, self.optim.gradients_per_rollout, "optim.gradients_per_rollout")
         return self
-
-
-def check_no_secrets(value: Any, name: str = "") -> None:
-    """Check that nothing in (nested) settings is a URI with a user, a password or a key, but for negative prompts.
-
-    Raises:
-        UserError: something is; the message names the field.
-    """
-    if isinstance(value, dict):
-        for key, item in value.items():
-            check_no_secrets(item, f"{name}.{key}" if name else str(key))
-    elif isinstance(value, list | tuple) and name != "prompts.handwritten":
-        for item in value:
-            check_no_secrets(item, name)
-    elif name == "tracking_uri" and isinstance(value, str) and holds_secret(value):
-        raise UserError(
-            f"{name}: holds {SECRET}; set the whole URI as MLFLOW_TRACKING_URI in the environment, and leave this out"
-        )
-    elif isinstance(value, str):
-        check_no_secret(value, name)
 
 
 def check_gradients_per_rollout(sampling: SamplingConfig, wanted: int, field: str) -> None:

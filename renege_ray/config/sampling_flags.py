@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+from renege_ray.config.preset_choice import choose_preset
 from renege_ray.config.run import RunConfig, load_preset, parse_config, to_mapping
 from renege_ray.output.folder import check_output_dir
 from renege_ray.output.paths import absolute_path
@@ -13,7 +14,8 @@ from renege_ray.output.paths import absolute_path
 def add_sampling_flags(parser: argparse.ArgumentParser, job: str) -> None:
     """Add the flags that `sampling_config` reads."""
     add = parser.add_argument
-    add("--preset", default="toy", metavar="NAME|FILE", help="where the settings below come from (default: toy)")
+    words = "where the settings below come from (default: toy, or that of the family of --model)"
+    add("--preset", metavar="NAME|FILE", help=words)
     add("--model", metavar="ID", help="'toy', 'toy2', a folder in diffusers format, or a Hub id")
     add("--guidance-scale", type=number, metavar="W", help="above 1")
     add("--num-inference-steps", type=int, metavar="T", help="sampler steps")
@@ -26,7 +28,7 @@ def sampling_config(given: argparse.Namespace, job: str, settings: Mapping[str, 
     Raises:
         UserError: a setting is out of its range, or the output folder cannot be used.
     """
-    data = to_mapping(load_preset(given.preset)) | dict(settings or {})
+    data = to_mapping(load_preset(given.preset or choose_preset(given.model))) | dict(settings or {})
     data["output_dir"] = str(given.output_dir or f"outputs/{job}-{datetime.now():%Y%m%d-%H%M%S}")
     if given.model is not None:
         data["model"]["id"] = given.model

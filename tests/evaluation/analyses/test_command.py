@@ -46,7 +46,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_each_leaves_its_table_and_its_picture(name: str, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     said: list[str] = []
-    flags = ["--model", str(folder / "model"), "--embedding", str(folder / "n.safetensors"), "--output-dir", str(out)]
+    flags = [
+        "--preset",
+        "toy",
+        "--model",
+        str(folder / "model"),
+        "--embedding",
+        str(folder / "n.safetensors"),
+        "--output-dir",
+        str(out),
+    ]
     main([name, *flags, *OWN_FLAGS[name], "--num-inference-steps", "2", "--seed", "3"], said.append)
     file = name.replace("-", "_")
     picture = out / "images" / f"{file}.png"
