@@ -3,6 +3,10 @@
 import re
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,6 +16,7 @@ from renege_ray.errors import UserError, first_line
 from renege_ray.output.folder import check_writable
 from renege_ray.output.paths import URI, check_no_secret
 
+_AT_ONCE = 16  # downloads
 _SECONDS = 12.0  # an unreachable endpoint is tried again and again by the libraries below
 # In a process of its own, which can be ended: these libraries wait for minutes, and some end the process.
 _PROBE = """
@@ -93,6 +98,27 @@ def put_file(file: Path, root: str) -> None:
     filesystem.create_dir(path, recursive=True)
     with filesystem.open_output_stream(f"{path}/{file.name}", compression=None) as stream:
         stream.write(file.read_bytes())
+
+
+@contextmanager
+def local_files(root: str, names: Sequence[str | None]) -> Iterator[list[Path | None]]:
+    """Files below a folder or URI as local ones; None where no name is given. What cannot be fetched is not there."""
+    if not is_uri(root):
+        yield [Path(root) / name if name else None for name in names]
+        return
+    filesystem, path = open_folder(root)
+    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(_AT_ONCE) as pool:
+
+        def fetch(name: str | None) -> Path | None:
+            if not name:
+                return None
+            target = Path(scratch) / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(OSError), filesystem.open_input_stream(f"{path}/{name}", compression=None) as stream:
+                target.write_bytes(stream.read())
+            return target
+
+        yield list(pool.map(fetch, names))
 
 
 def _check_form(root: str) -> None:

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
 import pandas as pd
 
@@ -36,7 +35,7 @@ def keep_results(
 
     Args:
         table: a row for each image that there is.
-        images: the folder of the images.
+        images: the folder or URI of the images.
 
     Returns:
         The exit code: 0 if every image has its row, and no more of them failed than are allowed.
@@ -55,7 +54,7 @@ def keep_results(
         judge_scores=roles.judges,
         title=f"{', '.join(methods)} on {as_written(config.model.id)}",
         notes=[_settings(config, inputs), *inputs.notes],
-        images_root=Path(images),
+        images_root=images,
     )
     comparison = Comparison.from_table(table, names, methods)
     with whole_file(folder / "images.parquet") as path:

@@ -4,7 +4,6 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,6 +13,7 @@ from renege_ray.evaluation.report.charts import colour_of
 from renege_ray.evaluation.report.tables import ABOUT, digits_of
 from renege_ray.evaluation.report.thumbnails import thumbnails
 from renege_ray.output.image_statistics import ImageStatistics
+from renege_ray.output.storage import local_files
 
 MOST_PICTURES = 10_000
 PAIRS_IN_A_PIECE = 32
@@ -32,13 +32,14 @@ class Gallery:
 
 
 def make_gallery(
-    comparison: Comparison, table: pd.DataFrame, train_score: str, others: Sequence[str], images_root: Path
+    comparison: Comparison, table: pd.DataFrame, train_score: str, others: Sequence[str], images_root: str
 ) -> Gallery:
     """The gallery of all pairs, or of the telling ones where there are more than a page can hold."""
     chosen = _telling(comparison, train_score)
-    facts, paths = _facts(comparison, table, chosen, images_root)
+    facts, names = _facts(comparison, table, chosen)
     facts |= {"train": comparison.scores.index(train_score), "others": [comparison.scores.index(s) for s in others]}
-    encoded = thumbnails(paths)
+    with local_files(images_root, names) as paths:
+        encoded = thumbnails(paths)
     step = PAIRS_IN_A_PIECE * len(comparison.methods)
     pieces = [_json(encoded[start : start + step]) for start in range(0, len(encoded), step)]
     return Gallery(_json(facts), pieces, len(chosen), sum(picture is not None for picture in encoded))
@@ -59,9 +60,9 @@ def _telling(comparison: Comparison, score: str) -> np.ndarray:
 
 
 def _facts(
-    comparison: Comparison, table: pd.DataFrame, chosen: np.ndarray, images_root: Path
-) -> tuple[dict[str, object], list[Path | None]]:
-    """The facts, and the picture of each pair and method, pairs first.
+    comparison: Comparison, table: pd.DataFrame, chosen: np.ndarray
+) -> tuple[dict[str, object], list[str | None]]:
+    """The facts, and the picture of each pair and method below the folder of images, pairs first.
 
     Everything that most pairs do not have (a status other than ok, a mark, a refined prompt) is by "pair/method".
     """
@@ -70,7 +71,7 @@ def _facts(
     styles = {style: index for index, style in enumerate(dict.fromkeys(pairs["style"]))}
     place = {key: index for index, key in enumerate(zip(pairs["prompt_id"], pairs["seed"], strict=True))}
     column = {method: index for index, method in enumerate(methods)}
-    paths: list[Path | None] = [None] * (len(place) * len(methods))
+    names: list[str | None] = [None] * (len(place) * len(methods))
     status: dict[str, str] = {}
     marks: dict[str, str] = {}
     refined: dict[str, str] = {}
@@ -82,7 +83,7 @@ def _facts(
             continue
         key = f"{pair}/{column[method]}"
         if texts["image"][i]:
-            paths[pair * len(methods) + column[method]] = images_root / texts["image"][i]
+            names[pair * len(methods) + column[method]] = texts["image"][i]
         if texts["status"][i] != OK:
             status[key] = texts["status"][i]
         if texts["marks"][i]:
@@ -109,7 +110,7 @@ def _facts(
         "colours": [colour_of(index) for index in range(len(methods))],
         "pairsInAPiece": PAIRS_IN_A_PIECE,
     }
-    return facts, paths
+    return facts, names
 
 
 def _texts(rows: pd.DataFrame, name: str) -> list[str]:

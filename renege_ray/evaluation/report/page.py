@@ -41,7 +41,7 @@ def write_page(
     others: Sequence[str],
     title: str,
     notes: Sequence[str],
-    images_root: Path,
+    images_root: str,
 ) -> Path:
     """Write the page and return its path."""
     scores = list(dict.fromkeys([train_score, *others, *comparison.scores]))

@@ -24,7 +24,7 @@ def write_report(
     judge_scores: Sequence[str],
     title: str,
     notes: Sequence[str],
-    images_root: Path,
+    images_root: str,
 ) -> dict[str, Path]:
     """Write `report.html`, `tables/` and `plots/` into the folder; what is there already is replaced.
 

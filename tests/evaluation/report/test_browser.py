@@ -45,7 +45,7 @@ def report(folder: Path, table: pd.DataFrame, methods: list[str] = METHODS, scor
         judge_scores=[],
         title=f"Report {STRANGE}",
         notes=[STRANGE],
-        images_root=folder,
+        images_root=str(folder),
     )
     return written["report"]
 

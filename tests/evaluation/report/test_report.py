@@ -39,7 +39,7 @@ def write(folder: Path, table: pd.DataFrame, **changes: object) -> dict[str, Pat
         "judge_scores": [],
         "title": "Title",
         "notes": [],
-        "images_root": folder,
+        "images_root": str(folder),
     }
     return write_report(folder, table, **(arguments | changes))  # type: ignore[arg-type]
 
