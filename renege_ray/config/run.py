@@ -236,7 +236,9 @@ class RunConfig(Section):
     """One run."""
 
     seed: CountOrZero = Field(0, description="of everything random: prompts, noise, steps")
-    output_dir: Folder = Field(Path("outputs/run"), description="folder of the results; default: outputs/JOB-DATE-TIME")
+    output_dir: Folder = Field(
+        Path("outputs/run"), validate_default=True, description="folder of the results; default: outputs/JOB-DATE-TIME"
+    )
     experiment: Name = Field("renege_ray", description="MLflow experiment")
     tracking_uri: TrackingUri | None = Field(
         None, description="MLflow store; default: an SQLite file beside the output folder"

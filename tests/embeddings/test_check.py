@@ -62,7 +62,7 @@ def test_recorded_rewards_are_met_or_not(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"has no config.yaml: name the output folder"):
+    with pytest.raises(UserError, match=r"holds no tuned prompts; name the output folder"):
         main(["check", str(tmp_path)])
     with pytest.raises(UserError, match="--rows: 0"):
         main(["check", str(tmp_path), "--rows", "0"])

@@ -211,23 +211,23 @@ def test_flatten_gives_dotted_names_that_mlflow_takes() -> None:
 
 def test_two_names_never_become_one_in_mlflow(database: str, tmp_path: Path) -> None:
     """What MLflow refuses (a letter, a path, a length) is replaced, and each name keeps its own curve."""
-    start_of = "eval/" + "x" * 300
+    start_of = "scores/" + "x" * 300
     names = [
-        "eval/a b/r",
-        "eval/a:b/r",
-        "eval/a-b/r",
-        "eval/a,b/r",
-        "eval/../r",
-        "eval/./r",
-        "eval/r",
+        "scores/a b/r",
+        "scores/a:b/r",
+        "scores/a-b/r",
+        "scores/a,b/r",
+        "scores/../r",
+        "scores/./r",
+        "scores/r",
         "🦊",
         "🐱",
         "::",
     ]
     names += [
-        "eval/红色/r",
-        "eval/लाल/r",
-        "eval/ललल/r",
+        "scores/红色/r",
+        "scores/लाल/r",
+        "scores/ललल/r",
         f"{start_of}/1",
         f"{start_of}/2",
         "x" * 249 + "/y",
@@ -239,7 +239,7 @@ def test_two_names_never_become_one_in_mlflow(database: str, tmp_path: Path) -> 
         log.finish()
     for i, name in enumerate(names):
         assert history(MlflowClient(database), log.run_id, safe_name(name)) == {1: float(i)}
-    assert safe_name("eval/红色/r") == "eval/红色/r" and safe_name("eval/a:b/r").startswith("eval/a-b/r-")
+    assert safe_name("scores/红色/r") == "scores/红色/r" and safe_name("scores/a:b/r").startswith("scores/a-b/r-")
 
 
 def test_numbers_that_are_not_finite(database: str, tmp_path: Path) -> None:
