@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -271,7 +271,9 @@ def _value(name: str, info: FieldInfo, text: str | list[str]) -> Any:
         return text
     if kind == "a text or null":
         return None if text == "null" else text
-    if get_origin(info.annotation) is tuple and not text.lstrip().startswith("["):
+    if text == "null" and kind.endswith(" or null"):
+        return None
+    if kind.startswith(("a pair", "a list")) and not text.lstrip().startswith("["):
         if name == "prompts.handwritten":  # a negative prompt has commas of its own
             return [text]
         return parse_yaml(f"[{text}]", _flag(name))

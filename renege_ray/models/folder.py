@@ -8,6 +8,8 @@ from typing import Any
 from renege_ray.errors import UserError
 
 INDEX = "model_index.json"
+# diffusion_pytorch_model.fp16.safetensors, model.fp16-00001-of-00002.safetensors, model-00001-of-00002.fp16.safetensors
+_WEIGHTS = re.compile(r"[a-z_]+(?:\.(\w+))?(?:-\d+-of-\d+)?(?:\.(\w+))?\.safetensors")
 # How the Hub's cache calls a repository; what a snapshot is called says nothing.
 _CACHED = re.compile(r"/models--([^/]+)/snapshots/[^/]+(?:/(.+))?$")
 
@@ -27,6 +29,19 @@ def read_json(file: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"model file {file} is damaged ({error}): export or download the model again") from error
     return content
+
+
+def variants_of(part: Path) -> set[str]:
+    """The variants of the safetensors files of a network's folder; "" is that of files without one."""
+    matches = [_WEIGHTS.fullmatch(file.name) for file in part.glob("*.safetensors")]
+    return {(match[1] or match[2] or "") if match else "" for match in matches}
+
+
+def sole_variant(folder: Path) -> str | None:
+    """What to read where networks have no files without a variant: the only one that all of them have, or None."""
+    lacking = [found for part in folder.iterdir() if part.is_dir() and (found := variants_of(part)) and "" not in found]
+    common = set.intersection(*lacking) if lacking else set()
+    return common.pop() if len(common) == 1 else None
 
 
 def name_of(given: str) -> str:

@@ -223,6 +223,8 @@ def _latent_size(denoiser: Any, size: tuple[int, int] | None, factor: int) -> tu
     """(H, W) of the latents of images of a size in pixels, or of the size that the denoiser was trained at."""
     if size is None:
         trained = denoiser.config.sample_size
+        if trained is None:
+            raise UserError("model.size: the model's configuration has no sample_size; give it, such as 512,512")
         height, width = (trained, trained) if isinstance(trained, int) else trained
         return int(height), int(width)
     if any(side % factor for side in size):

@@ -1,6 +1,5 @@
 """What can be known of a model before its weights are read: that they are there, and that it can be sampled."""
 
-import re
 from pathlib import Path
 
 import diffusers
@@ -9,15 +8,12 @@ from safetensors import safe_open
 from renege_ray.config.run import ModelConfig
 from renege_ray.errors import UserError, first_line
 from renege_ray.models.families.registry import check_family
-from renege_ray.models.folder import INDEX, read_json
+from renege_ray.models.folder import INDEX, read_json, sole_variant, variants_of
 from renege_ray.models.loading.controlnet import check_control
 from renege_ray.models.loading.hub import find_folder
 from renege_ray.models.loading.user_errors import user_errors
 from renege_ray.models.noise_schedule import ddim_of, schedule_of
 from renege_ray.models.text_encoder import ENCODERS
-
-# diffusion_pytorch_model.fp16.safetensors, model.fp16-00001-of-00002.safetensors, model-00001-of-00002.fp16.safetensors
-_WEIGHTS = re.compile(r"[a-z_]+(?:\.(\w+))?(?:-\d+-of-\d+)?(?:\.(\w+))?\.safetensors")
 
 
 def check_files(config: ModelConfig, num_inference_steps: int) -> None:
@@ -31,6 +27,7 @@ def check_files(config: ModelConfig, num_inference_steps: int) -> None:
     check_control(config, folder)
     _check_weights(folder, config)
     _check_text_encoder(folder, config.id)
+    _check_size(folder, config)
     _check_schedule(folder, config.id, num_inference_steps)
 
 
@@ -41,6 +38,16 @@ def _check_text_encoder(folder: Path, model: str) -> None:
         raise UserError(
             f"model {model!r}: its text_encoder is a {named[1]}, which gives one vector a prompt instead of one "
             "a token (its own pipeline cannot use it either); save it as a CLIPTextModel"
+        )
+
+
+def _check_size(folder: Path, config: ModelConfig) -> None:
+    """What images are made at is in the denoiser's configuration, unless it is given."""
+    file = folder / check_family(folder, config.id).DENOISER / "config.json"
+    if config.size is None and read_json(file).get("sample_size") is None:
+        raise UserError(
+            f"model.size: {file} does not say at what size the model was trained (its sample_size is null or missing); "
+            "give the height and width of images, such as --model.size 512,512"
         )
 
 
@@ -56,9 +63,8 @@ def _check_weights(folder: Path, config: ModelConfig) -> None:
                 f"model {config.id!r}: {folder / part} has no .safetensors file, and no other kind is read; "
                 "export or download the model again"
             )
-        matches = [_WEIGHTS.fullmatch(file.name) for file in files]
-        found = {(match[1] or match[2] or "") if match else "" for match in matches}
-        if config.variant is None and "" not in found:
+        found = variants_of(folder / part)
+        if config.variant is None and "" not in found and sole_variant(folder) is None:
             raise UserError(
                 f"model.variant: null, but {folder / part} has its weights as variant {' or '.join(sorted(found))} "
                 f"only; give --model.variant {min(found)}"

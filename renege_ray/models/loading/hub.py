@@ -17,7 +17,7 @@ from renege_ray.config.run import ModelConfig
 from renege_ray.errors import UserError
 from renege_ray.models import toy
 from renege_ray.models.families.registry import check_family
-from renege_ray.models.folder import INDEX, name_of
+from renege_ray.models.folder import INDEX, name_of, sole_variant
 from renege_ray.models.loading.controlnet import add_controlnet, check_control
 from renege_ray.models.loading.lora import fuse_lora
 from renege_ray.models.loading.user_errors import user_errors
@@ -96,7 +96,7 @@ def read_pipeline(
     Args:
         folder: in diffusers' format.
         model: what the user called it.
-        variant: of the weights' files.
+        variant: of the weights' files; where none is given, the only one that there is.
         text_only: leave out the denoiser and the VAE.
         parts: networks, beside the text encoders, that lie elsewhere, {name: folder}.
 
@@ -104,6 +104,7 @@ def read_pipeline(
         UserError: a file is missing or damaged.
     """
     family = check_family(folder, model)
+    variant = variant or sole_variant(folder)
     options = dict(WITHOUT_CHECKER) if family.SAFETY_CHECKER else {}
     strictly = {"use_safetensors": True, "local_files_only": True}
     remedy = "only safetensors files are read; export or download it again"

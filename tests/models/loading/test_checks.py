@@ -10,9 +10,11 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 
+from renege_ray.config.cli import from_args
 from renege_ray.config.run import ModelConfig
 from renege_ray.errors import UserError
-from renege_ray.models.load import check_model, identify_text_encoder
+from renege_ray.models.load import check_model, identify_text_encoder, load_model
+from renege_ray.models.loading.checks import check_files
 from tests.tiny import build_tiny_pipeline, build_tiny_pixart, build_tiny_sdxl
 
 
@@ -38,7 +40,7 @@ def test_what_can_be_loaded_is_not_refused(tmp_path: Path) -> None:
         check_model(ModelConfig(id=str(tmp_path / f"{i}")), 30)
         build().save_pretrained(tmp_path / f"half{i}", max_shard_size="20KB", variant="fp16")
         check_model(ModelConfig(id=str(tmp_path / f"half{i}"), variant="fp16"), 30)
-        refused(tmp_path / f"half{i}", "model.variant", "fp16 only; give --model.variant fp16")
+        check_model(ModelConfig(id=str(tmp_path / f"half{i}")), 30)
     refused(tmp_path / "0", "model.variant", "'fp16' is no variant", variant="fp16")
 
 
@@ -56,7 +58,8 @@ def test_a_variant_of_some_parts(copy: Callable[[str], Path]) -> None:
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
     check_model(ModelConfig(id=str(folder), variant="fp16"), 30)
-    refused(folder, str(folder / "unet"), "--model.variant fp16")
+    check_model(ModelConfig(id=str(folder)), 30)
+    load_model(ModelConfig(id=str(folder)), "cpu")
 
 
 @pytest.mark.parametrize(
@@ -98,3 +101,33 @@ def test_a_tokenizer_that_says_no_length(copy: Callable[[str], Path]) -> None:
     shutil.rmtree(folder / "tokenizer")
     with pytest.raises(UserError, match=r"tokenizer pads to 1e\+30 tokens.*room for 12"):
         identify_text_encoder(ModelConfig(id=str(folder)))
+
+
+def test_the_only_variant_is_read_without_being_named(tmp_path: Path) -> None:
+    """A method of an evaluation (model=FOLDER:null) has no flag for it."""
+    build_tiny_pipeline().save_pretrained(tmp_path, variant="fp16")
+    check_files(ModelConfig(id=str(tmp_path)), 4)
+    model = load_model(ModelConfig(id=str(tmp_path)), "cpu")
+    assert model.text_encoder_hash == load_model(ModelConfig(id=str(tmp_path), variant="fp16"), "cpu").text_encoder_hash
+    for file in list(tmp_path.rglob("*.fp16.safetensors")):
+        shutil.copy(file, file.with_name(file.name.replace("fp16", "bf16")))
+    with pytest.raises(UserError, match=r"as variant bf16 or fp16 only; give --model\.variant"):
+        check_files(ModelConfig(id=str(tmp_path)), 4)
+
+
+@pytest.mark.parametrize("value", [None, "missing"])
+def test_a_model_that_does_not_say_its_size(tmp_path: Path, value: str | None) -> None:
+    build_tiny_pipeline().save_pretrained(tmp_path)
+    file = tmp_path / "unet" / "config.json"
+    config = json.loads(file.read_text()) | {"sample_size": None}
+    if value == "missing":
+        del config["sample_size"]
+    file.write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"^model\.size: .*sample_size.*--model\.size 512,512"):
+        check_files(ModelConfig(id=str(tmp_path)), 4)
+    sized = from_args(["--model", "toy", "--model.size", "64,32"], "train_global").config.model.size
+    assert sized == (64, 32) == from_args(["--model.size", "[64, 32]"], "train_global").config.model.size
+    assert from_args(["--model.size", "null"], "train_global").config.model.size is None
+    given = ModelConfig(id=str(tmp_path), size=(16, 8))
+    check_files(given, 4)
+    assert load_model(given, "cpu").latent_shape[-2:] == (8, 4)
