@@ -7,6 +7,8 @@ description has it in its table.
 
 from collections.abc import Iterable, Mapping
 
+from renege_ray.sampling.run_rewards import REWARD
+
 _LEARNED = "global"
 _SPLITS = {"eval": "validation", "test": "test"}
 
@@ -26,9 +28,9 @@ def charted(names: Iterable[str]) -> Mapping[str, str]:
         if parts is None:
             found[name] = _left_out(name)
         elif not training:
-            found[name] = _of_comparison(*parts)
-        elif parts[1] == _LEARNED:
-            found[name] = _of_training(*parts)
+            found[name] = _of_comparison(*parts[1:])
+        elif parts[1] == _LEARNED and (shown := _of_training(parts[0], *parts[2:])):
+            found[name] = shown
     return found
 
 
@@ -45,13 +47,16 @@ def _parts(name: str) -> tuple[str, str, str, str] | None:
     return (_SPLITS[split], words[0], words[1], words[2]) if split in _SPLITS and len(words) == 3 else None
 
 
-def _of_training(split: str, method: str, first: str, last: str) -> str:
-    if first.startswith("win_rate_vs_"):
-        return f"{split} wins over {first.removeprefix('win_rate_vs_')}/{last}"
-    return f"{split}/{first}"
+def _of_training(split: str, first: str, last: str) -> str | None:
+    """Of the final test, which is a point and no curve, what runs are compared by."""
+    wins = first.startswith("win_rate_vs_")
+    if split == "test":
+        name = f"wins over {first.removeprefix('win_rate_vs_')}" if wins else first
+        return f"test/{name}" if REWARD in (first, last) else None
+    return f"{split} wins over {first.removeprefix('win_rate_vs_')}/{last}" if wins else f"{split}/{first}"
 
 
-def _of_comparison(split: str, method: str, first: str, last: str) -> str:
+def _of_comparison(method: str, first: str, last: str) -> str:
     if first.startswith("win_rate_vs_"):
         return f"wins - {last}/{method} over {first.removeprefix('win_rate_vs_')}"
     return f"mean - {first}/{method}"

@@ -65,7 +65,12 @@ class Delivery:
             experiment = store.experiment_id(client, self.uri, state["experiment"])
             tags = {"mlflow.source.name": state["job"], "renege_ray.job": state["job"], **self._parent_tag(state)}
             run = client.create_run(experiment, state["start_time"], tags, state["run_name"])
-            state |= {"run_id": run.info.run_id, "tracking_uri": masked(self.uri), "sent": {}}
+            state |= {
+                "run_id": run.info.run_id,
+                "experiment_id": experiment,
+                "tracking_uri": masked(self.uri),
+                "sent": {},
+            }
             self._save(state)
             summary = journal.read_json(self.folder / journal.SUMMARY)
             if summary:
@@ -352,7 +357,8 @@ def _description(run_id: str, path: Path, record: journal.Record) -> str:
     """Markdown for the run's page: the answer, the picture among the run's artifacts, the text letter by letter."""
     parts = [f"**{record['answer']}**"] if record.get("answer") else []
     if record.get("picture"):
-        parts.append(f"![picture](get-artifact?path={quote(Path(record['picture']).name)}&run_uuid={run_id})")
+        source = f"get-artifact?path={quote(Path(record['picture']).name)}&run_uuid={run_id}"
+        parts.append(f'<img src="{source}" width="100%">')  # Markdown's own would make the page as wide as the picture
     head = "\n\n".join([*parts, ""])
     text = path.read_text(encoding="utf-8")[: LONGEST_TAG - len(head) - 20]
     return f"{head}```text\n{text}\n```"  # Markdown would reflow a table

@@ -123,6 +123,7 @@ def begin(
     sent = old.get("sent", {})
     state = {
         "run_id": old.get("run_id"),
+        "experiment_id": old.get("experiment_id"),
         "tracking_uri": uri,
         "experiment": old.get("experiment", experiment),
         "job": job,

@@ -206,7 +206,9 @@ class RunLog:
         if all(map(journal.is_sent, folders)):
             refused = [what for folder in folders for what in journal.refused(folder)]
             without = f" (without {', '.join(refused[:3])}, which it refuses)" if refused else ""
-            return f"MLflow: {ui_command(self.uri)}{without}"
+            state = journal.read_json(self.output_dir / journal.STATE)
+            page = (str(state.get("experiment_id") or ""), str(state.get("run_id") or ""))
+            return f"MLflow: {ui_command(self.uri, *page)}{without}"
         return f"MLflow has not got everything; send it by: {send_command(self.uri, self.output_dir)}"
 
     def __enter__(self) -> Self:

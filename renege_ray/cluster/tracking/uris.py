@@ -11,6 +11,7 @@ from sqlalchemy.engine import make_url
 
 from renege_ray.errors import UserError, masked
 
+UI_PORT = 5000
 _DATABASES = ("postgresql", "mysql", "mssql")
 
 
@@ -56,12 +57,15 @@ def sqlite_file(uri: str) -> Path | None:
     return Path(file) if file else None
 
 
-def ui_command(uri: str) -> str:
-    """What a person types (or opens) to look at the runs in the store at `uri`."""
+def ui_command(uri: str, experiment_id: str = "", run_id: str = "") -> str:
+    """What a person types and opens to look at the runs in the store at `uri`, or at one of them."""
+    # Without the last part a browser that has not been there before is shown what MLflow has for language models.
+    page = f"/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning" if run_id else ""
     if uri.startswith(("http://", "https://")):
-        return f"open {masked(uri)} in a browser"
-    where = "--host 127.0.0.1 --port 5000"
-    return f"{program('mlflow')} ui --backend-store-uri {shlex.quote(masked(uri))} {where}"
+        return f"open {masked(uri).rstrip('/')}{page} in a browser"
+    where = f"--host 127.0.0.1 --port {UI_PORT}"
+    command = f"{program('mlflow')} ui --backend-store-uri {shlex.quote(masked(uri))} {where}"
+    return f"{command}  (then open http://127.0.0.1:{UI_PORT}{page})" if page else command
 
 
 def program(name: str) -> str:

@@ -136,7 +136,9 @@ def check_everything(log: RunLog, uri: str, embedding: NegativeEmbedding) -> Run
 def test_a_run_is_read_back_from_sqlite(database: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     log, embedding = run_everything(tmp_path / "run", database)
     check_everything(log, database, embedding)
-    assert log.review() == f"MLflow: {ui_command(database)}"
+    experiment = MlflowClient(database).get_run(str(log.run_id)).info.experiment_id
+    assert log.review() == f"MLflow: {ui_command(database, experiment, str(log.run_id))}"
+    assert f"#/experiments/{experiment}/runs/{log.run_id}?workflowType=machine_learning" in log.review()
     said = capfd.readouterr()
     assert said.out + said.err == "", "MLflow is not quiet"
 
