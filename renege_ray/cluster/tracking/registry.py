@@ -14,12 +14,19 @@ from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
+from renege_ray.output.names import with_hash
+
+_LONGEST = 200
 MODEL_CODE = Path(__file__).with_name("embedding_model.py")
 
 
 def registered_name(base_model: str) -> str:
-    """`renege_ray-<base model>`; what MLflow refuses in a name (slashes and colons) becomes a dash."""
-    return "renege_ray-" + re.sub(r"[^\w.-]+", "-", base_model).strip("-")
+    """`renege_ray-<base model>`, a slash as the Hub's cache writes it; what else MLflow refuses becomes a dash, and a
+    piece of a hash keeps two such names apart.
+    """
+    whole = f"renege_ray-{base_model.replace('/', '--')}"
+    name = re.sub(r"[^\w.-]+", "-", whole).strip("-")
+    return name if name == whole and len(name) <= _LONGEST else with_hash(name, base_model, _LONGEST)
 
 
 def log_and_register(

@@ -23,6 +23,7 @@ from PIL import Image
 from renege_ray.cluster.tracking import journal
 from renege_ray.cluster.tracking import runs as tracking
 from renege_ray.cluster.tracking.command import main
+from renege_ray.cluster.tracking.registry import registered_name
 from renege_ray.cluster.tracking.run_log import RunLog
 from renege_ray.cluster.tracking.runs import open_run, resolve_uri, ui_command
 from renege_ray.cluster.tracking.texts import flatten, safe_name
@@ -151,9 +152,16 @@ def test_registered_embedding_fits_a_diffusers_pipeline(
         write_embedding(tmp_path / "run" / "embedding.safetensors")
         log.register_embedding(tmp_path / "run" / "embedding.safetensors", "org/tiny", {}, step=1)
         log.finish()
-    location = MlflowClient(database).get_model_version("renege_ray-org-tiny", "1").source
+    location = MlflowClient(database).get_model_version("renege_ray-org--tiny", "1").source
     handed_out = mlflow.pyfunc.load_model(location).unwrap_python_model().negative_prompt_embeds(pipeline)
     assert (handed_out.shape, handed_out.dtype) == ((1, 5, 8), torch.float64)
+
+
+def test_two_models_are_never_registered_as_one() -> None:
+    names = ["toy", "a/b", "a-b", "a--b", "a:b", "a b", "a/b + c", "a/b + c.d", "红色", "x" * 300, "x" * 301]
+    registered = [registered_name(name) for name in names]
+    assert len({name.lower() for name in registered}) == len(names) - 1  # a/b is what the Hub's cache calls a--b
+    assert registered[0] == "renege_ray-toy" and not any(set(name) & set("/:") for name in registered)
 
 
 def test_default_store_lies_beside_the_output_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
