@@ -9,17 +9,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from renege_ray.config.cli import from_args
-from renege_ray.config.run import RunConfig, load_preset
+from renege_ray.config.run import RunConfig, load_preset, write_config
 from renege_ray.method.embedding import NegativeEmbedding
 from renege_ray.models.load import load_model
 from renege_ray.sampling.run_rewards import Rewards
-from renege_ray.training.inputs import read_inputs
+from renege_ray.training.inputs import read_inputs, record_inputs
 from renege_ray.training.state import TornCheckpointError, TrainingState
 from renege_ray.training.train import Result, train_global
 
@@ -188,3 +189,25 @@ def test_the_number_of_workers_does_not_matter(reference: Result, ray_cluster: s
     assert state.world_size == 3
     alone = reference.state.ascent["embedding"]
     assert (state.ascent["embedding"] - alone).norm() / alone.norm() < 1e-5
+
+
+def test_what_only_a_worker_meets_and_no_restart_helps_against(
+    reference: Result, ray_cluster: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Bad input is final there, too, with one worker and with a group, whose others wait for the one that fails."""
+    from renege_ray.cluster.training.job import run
+
+    for workers in ("1", "2"):
+        folder = tmp_path / workers
+        config = configure(folder, workers)
+        write_config(config, folder)
+        record_inputs(read_inputs(config), folder)
+        checkpoint = folder / "checkpoints" / "attempt-001" / "step-000005"
+        checkpoint.mkdir(parents=True)
+        replace(reference.state, step=5, test=None, fingerprint="another").write_files(checkpoint)
+        started = time.monotonic()
+        assert run(config, resume=True) == 1
+        seconds, said = time.monotonic() - started, capfd.readouterr()
+        assert said.err.count("training failed") == 1 and "belongs to another configuration" in said.err
+        assert "Traceback" not in said.err + said.out
+        assert seconds < 60, "tried again and again"
