@@ -109,8 +109,9 @@ def keep_results(
     leaderboard = artifacts["leaderboard"].read_text(encoding="utf-8")
     table.write_text(f"{leaderboard}\n{_summary_line(counts, space, best)}\n{verdict}\n", encoding="utf-8")
     artifacts["table"] = table
-    settings = ", ".join(f"{name} {value}" for name, value in best.params.items())
-    log.describe(table, f"Best: trial {best.number} ({settings}); {verdict}", artifacts.get("history"))
+    settings = ", ".join(f"{name} {_short(value)}" for name, value in best.params.items())
+    picture = artifacts.get("sweep_history")
+    log.describe(table, f"Best is trial {best.number}: {settings}. On fresh seeds: {verdict}", picture)
     if embedding := _keep_embedding(job, space, best, log):
         artifacts["embedding"] = embedding
     metrics = counts | dict(figures)
@@ -120,7 +121,7 @@ def keep_results(
     failed = len(confirmation.missing(folder))
     log.finish("failed" if failed else "finished", artifacts=artifacts, metrics=metrics | {"best/trial": best.number})
     say(table.read_text(encoding="utf-8"))
-    for name in ("best_config", "embedding", "history"):
+    for name in ("best_config", "embedding", "sweep_history"):
         if name in artifacts:
             say(f"{name.replace('_', ' ')}: {shown_path(artifacts[name])}")
     say(f"pictures: {shown_path(folder / 'images')}")
@@ -163,6 +164,10 @@ def _counts(search: StudySearch) -> dict[str, float]:
         "sweep/failed": float(states.count(TrialState.FAIL)),
         "sweep/updates": float(sum(trial.user_attrs.get(STEPS, 0) for trial in search.trials())),
     }
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _summary_line(counts: Mapping[str, float], space: SearchSpace, best: FrozenTrial) -> str:
