@@ -62,8 +62,7 @@ def run_repeatable(
         check: before a dry run reads anything; names all that is missing, where `read` would name the first.
 
     Returns:
-        The exit code: 0 done, 1 the work failed or too many of its items did, 130 or 143 stopped by Ctrl-C or
-        SIGTERM.
+        The exit code: 0 done, 1 the work failed or too many of its items did, 128 + the signal that stopped it.
 
     Raises:
         UserError: bad input, before a model is loaded or Ray is started.
