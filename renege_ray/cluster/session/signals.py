@@ -16,6 +16,8 @@ T = TypeVar("T")
 # tracking store and Ray's own end. Work that is asked to stop usually needs a second.
 PATIENCE_SECONDS = 12.0
 _SECONDS_BETWEEN_LOOKS = 0.2
+# Whoever signals a process and then its whole group (`timeout` does) means it once.
+_SECONDS_OF_ONE_REQUEST = 1.0
 # A signal to all processes of a job reaches Ray's processes before the handler of this one has run.
 _SECONDS_FOR_A_SIGNAL = 1.0
 
@@ -71,10 +73,13 @@ def run_until_stopped(
             failure.append(error)
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if request.signal is not None:
+        nonlocal asked
+        if request.signal is None:
+            request.signal, asked = signal.Signals(number), time.monotonic()
+        elif time.monotonic() - asked > _SECONDS_OF_ONE_REQUEST:
             raise SystemExit(128 + number)
-        request.signal = signal.Signals(number)
 
+    asked = float("inf")
     previous = {number: signal.signal(number, handle) for number in stop_signals()}
     thread = threading.Thread(target=target, name="work", daemon=True)
     deadline, lost_since = float("inf"), float("inf")

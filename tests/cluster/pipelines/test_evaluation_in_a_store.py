@@ -13,7 +13,7 @@ from tests.object_store import Store, store
 __all__ = ["store"]
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
-PROMPTS, SEEDS = 20, 3
+PROMPTS, SEEDS = 12, 2
 FLAGS = [
     "--num-prompts", str(PROMPTS), "--seeds-per-prompt", str(SEEDS), "--evaluation.batch-size", "6",
     "--sampling.num-inference-steps", "4", "--rewards.judges", "[]", "--cluster.cpus-per-worker", "1",

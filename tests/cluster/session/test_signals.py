@@ -76,7 +76,8 @@ def test_without_a_signal_a_loss_ends_the_wait_and_a_failure_is_told() -> None:
 
 def test_a_second_signal_ends_the_process_at_once() -> None:
     send_soon(signal.SIGINT, 0.3)
-    send_soon(signal.SIGTERM, 0.8)
+    send_soon(signal.SIGINT, 0.5)  # the same request: `timeout` signals a process, and then its group
+    send_soon(signal.SIGTERM, 1.8)
     with pytest.raises(SystemExit) as end:
         run_until_stopped(forever, nothing, StopRequest(), meanwhile=nothing, patience=30.0)
     assert end.value.code == 128 + signal.SIGTERM

@@ -194,20 +194,19 @@ def test_the_number_of_workers_does_not_matter(reference: Result, ray_cluster: s
 def test_what_only_a_worker_meets_and_no_restart_helps_against(
     reference: Result, ray_cluster: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Bad input is final there, too, with one worker and with a group, whose others wait for the one that fails."""
+    """Bad input is final there, too: in a group, whose others wait for the one that fails, all end by its reason."""
     from renege_ray.cluster.training.job import run
 
-    for workers in ("1", "2"):
-        folder = tmp_path / workers
-        config = configure(folder, workers)
-        write_config(config, folder)
-        record_inputs(read_inputs(config), folder)
-        checkpoint = folder / "checkpoints" / "attempt-001" / "step-000005"
-        checkpoint.mkdir(parents=True)
-        replace(reference.state, step=5, test=None, fingerprint="another").write_files(checkpoint)
-        started = time.monotonic()
-        assert run(config, resume=True) == 1
-        seconds, said = time.monotonic() - started, capfd.readouterr()
-        assert said.err.count("training failed") == 1 and "belongs to another configuration" in said.err
-        assert "Traceback" not in said.err + said.out
-        assert seconds < 60, "tried again and again"
+    folder = tmp_path / "run"
+    config = configure(folder, "2")
+    write_config(config, folder)
+    record_inputs(read_inputs(config), folder)
+    checkpoint = folder / "checkpoints" / "attempt-001" / "step-000005"
+    checkpoint.mkdir(parents=True)
+    replace(reference.state, step=5, test=None, fingerprint="another").write_files(checkpoint)
+    started = time.monotonic()
+    assert run(config, resume=True) == 1
+    said = capfd.readouterr()
+    assert said.err.count("training failed") == 1 and "belongs to another configuration" in said.err
+    assert "Traceback" not in said.err + said.out
+    assert time.monotonic() - started < 90, "tried again and again"
