@@ -65,6 +65,7 @@ def run_until_stopped(
     """
     outcome: list[T] = []
     failure: list[BaseException] = []
+    asked = float("inf")
 
     def target() -> None:
         try:
@@ -79,7 +80,6 @@ def run_until_stopped(
         elif time.monotonic() - asked > _SECONDS_OF_ONE_REQUEST:
             raise SystemExit(128 + number)
 
-    asked = float("inf")
     previous = {number: signal.signal(number, handle) for number in stop_signals()}
     thread = threading.Thread(target=target, name="work", daemon=True)
     deadline, lost_since = float("inf"), float("inf")
