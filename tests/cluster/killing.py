@@ -40,12 +40,17 @@ def below(ancestor: int, named: Sequence[str]) -> list[int]:
 
 
 @contextmanager
-def job(name: str, flags: Sequence[str], folder: Path, address: str = "") -> Iterator[subprocess.Popen[str]]:
-    """The job in its own process, on a cluster or with one of its own; neither process nor own cluster outlives it."""
+def job(
+    name: str, flags: Sequence[str], folder: Path, address: str = "", patience: int = 3
+) -> Iterator[subprocess.Popen[str]]:
+    """The job in its own process, on a cluster or with one of its own; neither process nor own cluster outlives it.
+
+    `patience`: seconds that a driver waits for a cluster that is gone, before Ray ends it; Ray's own number is 60.
+    """
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     if address:
         environment["RAY_ADDRESS"] = address
-    environment["RAY_gcs_rpc_server_reconnect_timeout_s"] = "3"  # how long a driver waits for a cluster that is gone
+    environment["RAY_gcs_rpc_server_reconnect_timeout_s"] = str(patience)
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
     command = [sys.executable, str(ROOT / "jobs" / f"{name}.py"), *flags]
     output = folder.with_suffix(".log").open("a")

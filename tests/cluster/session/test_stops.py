@@ -21,7 +21,7 @@ TRAINING = [
 
 def test_a_signal_to_the_whole_tree(tmp_path: Path) -> None:
     folder, number = tmp_path / "run", signal.SIGTERM
-    with job("train_global", [*TRAINING, "--output-dir", str(folder)], folder) as process:
+    with job("train_global", [*TRAINING, "--output-dir", str(folder)], folder, patience=60) as process:
         log = folder.with_suffix(".log")
         wait_for(lambda: log.exists() and "step " in log.read_text(), process)
         time.sleep(3)
