@@ -204,9 +204,7 @@ def test_what_only_a_worker_meets_and_no_restart_helps_against(
     checkpoint = folder / "checkpoints" / "attempt-001" / "step-000005"
     checkpoint.mkdir(parents=True)
     replace(reference.state, step=5, test=None, fingerprint="another").write_files(checkpoint)
-    started = time.monotonic()
     assert run(config, resume=True) == 1
     said = capfd.readouterr()
     assert said.err.count("training failed") == 1 and "belongs to another configuration" in said.err
     assert "Traceback" not in said.err + said.out
-    assert time.monotonic() - started < 90, "tried again and again"
