@@ -5,6 +5,7 @@ how paths and URIs are told to people: as they were written, and without passwor
 import errno
 import os
 import re
+from collections.abc import Iterator
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL_TEXTS = (*map(os.strerror, _FULL), "disk is full")  # of libraries that have their own exceptions; of SQLite
@@ -37,14 +38,17 @@ class UserError(ValueError):
 
 def is_full(error: BaseException) -> bool:
     """Whether an error, or what it came from, says that there is no room: a full disk, or a user's share of it."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.errno in _FULL:
-            return True
-        if any(text in str(cause) for text in _FULL_TEXTS):
-            return True
-        cause = cause.__cause__ or cause.__context__
-    return False
+    return any(
+        (isinstance(cause, OSError) and cause.errno in _FULL) or any(text in str(cause) for text in _FULL_TEXTS)
+        for cause in causes(error)
+    )
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and what it came from, one behind the other."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def full_line(error: BaseException) -> str:

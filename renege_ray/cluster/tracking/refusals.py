@@ -8,6 +8,8 @@ import requests
 from mlflow.exceptions import MlflowException, RestException
 from PIL import UnidentifiedImageError
 
+from renege_ray.errors import causes
+
 # The request itself is at fault: sent again, it is refused again.
 _NEVER = {400, 405, 409, 410, 411, 413, 414, 415, 422, 431, 451}
 # Nobody is let in, or nobody is there behind the proxy: whatever else would be sent now has the same answer.
@@ -33,7 +35,7 @@ def is_final(error: BaseException) -> bool:
 
 def http_status(error: BaseException) -> int | None:
     """The HTTP status that a server answered with, or what its answer amounts to; None where there was no answer."""
-    for cause in _chain(error):
+    for cause in causes(error):
         response = getattr(cause, "response", None)
         if isinstance(cause, requests.HTTPError) and response is not None:
             return int(response.status_code)
@@ -70,14 +72,5 @@ def _is_locked(error: BaseException) -> bool:
     """Whether another program has an SQLite database to itself for a while."""
     return any(
         (isinstance(cause, sqlite3.OperationalError) and "locked" in str(cause)) or "database is locked" in str(cause)
-        for cause in _chain(error)
+        for cause in causes(error)
     )
-
-
-def _chain(error: BaseException) -> list[BaseException]:
-    found: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in found:
-        found.append(cause)
-        cause = cause.__cause__ or cause.__context__
-    return found

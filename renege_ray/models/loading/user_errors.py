@@ -15,7 +15,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from renege_ray.errors import UserError, first_line
+from renege_ray.errors import UserError, causes, first_line
 
 # The base of all errors of the HTTP client, whichever one the Hub's library uses: it has changed before.
 HTTPError: type[BaseException] = HfHubHTTPError.__bases__[0]
@@ -46,10 +46,10 @@ def user_errors(subject: str, remedy: str, *, hub: bool = False, revision: str |
 
 def _trouble_with_the_hub(error: BaseException, revision: str | None) -> str:
     """What went wrong, from the chain of causes: diffusers hides the Hub's own error behind an OSError."""
-    causes = list(_causes(error))
+    chain = list(causes(error))
 
     def is_any(*kinds: type[BaseException]) -> bool:
-        return any(isinstance(cause, kinds) for cause in causes)
+        return any(isinstance(cause, kinds) for cause in chain)
 
     if is_any(OfflineModeIsEnabled) or constants.HF_HUB_OFFLINE:
         return "is not all on this machine, and HF_HUB_OFFLINE is set: unset it"
@@ -64,12 +64,6 @@ def _trouble_with_the_hub(error: BaseException, revision: str | None) -> str:
     if is_any(ConnectionError, LocalEntryNotFoundError, HTTPError) or "cached locally" in str(error):
         return "is not all on this machine, and the Hub cannot be reached: connect"
     return ""
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def _reason(error: Exception) -> str:
