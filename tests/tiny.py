@@ -3,6 +3,7 @@ the real ones, in configurations that compute in a moment.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,9 @@ from diffusers import (
     UNet2DConditionModel,
     UNet3DConditionModel,
 )
+from diffusers.utils import convert_state_dict_to_diffusers
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
 from tokenizers import pre_tokenizers
 from transformers import (
     CLIPTextConfig,
@@ -247,3 +251,22 @@ def _vae(**options: Any) -> AutoencoderKL:
         sample_size=16,
         **options,
     )
+
+
+def write_lora(pipeline: Any, folder: Path, *, text: bool = False) -> Path:
+    """Random changes of rank 2 to the denoiser's attention, and of the first text encoder's where `text` is."""
+    options = {"r": 2, "lora_alpha": 2, "init_lora_weights": False}
+    layers = {}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        pipeline.unet.add_adapter(LoraConfig(target_modules=["to_q", "to_k", "to_v", "to_out.0"], **options))
+        layers["unet_lora_layers"] = _state(pipeline.unet)
+        if text:
+            pipeline.text_encoder.add_adapter(LoraConfig(target_modules=["q_proj", "v_proj"], **options))
+            layers["text_encoder_lora_layers"] = _state(pipeline.text_encoder)
+    type(pipeline).save_lora_weights(folder, **layers)
+    return folder
+
+
+def _state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return convert_state_dict_to_diffusers(get_peft_model_state_dict(module))

@@ -25,7 +25,7 @@ from renege_ray.__main__ import PROGRAMS
 from renege_ray.errors import UserError
 from renege_ray.method.embedding import EmbeddingMetadata, NegativeEmbedding
 from tests.docs.pages import PAGES, ROOT, Block, Command, blocks, commands, commands_of
-from tests.tiny import build_tiny_pipeline
+from tests.tiny import build_tiny_pipeline, write_lora
 
 pytestmark = pytest.mark.ray
 
@@ -95,7 +95,9 @@ def make_files(folder: Path) -> None:
     for picture in ("star.png", "edges.png"):
         Image.new("RGB", (32, 32), "teal").save(folder / picture)
     build_tiny_pipeline().save_pretrained(folder / "my-model")
-    (folder / "my_lora.safetensors").write_bytes(b"")
+    (write_lora(build_tiny_pipeline(), folder / "lora") / "pytorch_lora_weights.safetensors").rename(
+        folder / "my_lora.safetensors"
+    )
     (folder / "weights").mkdir()
     for weights in ("HPS_v2.1_compressed.pt", "merges.txt"):
         (folder / "weights" / weights).write_bytes(b"")

@@ -130,8 +130,11 @@ def run_trial(
         TrialError, TrainingError, UserError: the trial has no value, for a reason that is the same on every rank.
     """
     checkpoints = TrialCheckpoints(job, task, workers)
+    memory: TrialMemory | None = None
     if workers.world_size == 1:
-        resume = checkpoints.newest()
+        resume, memory = checkpoints.newest()
+    elif resume is not None:
+        memory = checkpoints.memory(resume)
     torch.set_num_threads(resume.threads if resume else job.shape.threads)
     started = time.monotonic()
     model, rewards = loaded_models.get(task.config, device)
@@ -144,8 +147,8 @@ def run_trial(
         tell(measured_only(*arguments, held_out=task.test))
         return
     reporter = TrialReporter(task.config, job.objectives, tell, checkpoints.save, load_seconds)
-    if resume is not None:
-        reporter.go_on(checkpoints.memory(resume))
+    if memory is not None:
+        reporter.go_on(memory)
     result = train_global(
         task.config,
         model,
@@ -175,10 +178,16 @@ class TrialCheckpoints:
         self._store = CheckpointStore(trial_root(job.root, task.folder))
         self._rank = workers.rank
 
-    def newest(self) -> TrainingState | None:
-        """The state to go on from."""
-        found = self._store.newest_intact()
-        return found[1] if found else None
+    def newest(self) -> tuple[TrainingState, TrialMemory] | tuple[None, None]:
+        """The state to go on from, and what was saved together with it."""
+        while found := self._store.newest_intact():
+            try:
+                return found[1], self.memory(found[1])
+            except FileNotFoundError:  # what a killed driver has left may just have replaced it by a newer one
+                again = self._store.newest_intact()
+                if again is None or again[0] == found[0]:
+                    break
+        return None, None
 
     def memory(self, state: TrainingState) -> TrialMemory:
         """What was saved together with a state."""

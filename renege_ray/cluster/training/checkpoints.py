@@ -9,6 +9,7 @@ attempt of a killed driver looks for the newest checkpoint of all attempts that 
 """
 
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from renege_ray.cluster.tracking import journal
 from renege_ray.errors import UserError
 from renege_ray.output.folder import CONFIG_FILE, identify
 from renege_ray.output.storage import join, open_folder
-from renege_ray.training.state import TornCheckpointError, TrainingState
+from renege_ray.training.state import STATE_FILE, TornCheckpointError, TrainingState
 
 _STEP = re.compile(r"step-(\d+)(-final)?$")
 _ATTEMPT = re.compile(r"attempt-(\d+)$")
@@ -92,34 +93,59 @@ class CheckpointStore:
         """The checkpoint to go on from, as `ATTEMPT/STEP` and content; torn ones are passed over. None: there
         is none.
         """
+        while True:
+            names = self._newest_first()
+            for name in names:
+                try:
+                    return name, self.load(name)
+                except TornCheckpointError:
+                    continue
+            # What a killed driver has left may write for some seconds yet: a newer one, and the one read here is gone.
+            if names == self._newest_first():
+                return None
+
+    def _newest_first(self) -> list[str]:
         found = []
         for attempt in self._folders(self._path):
             if _ATTEMPT.match(attempt):
                 for step in self._folders(f"{self._path}/{attempt}"):
                     if match := _STEP.match(step):
                         found.append((int(match[1]), match[2] is not None, attempt, step))
-        for _, _, attempt, step in sorted(found, reverse=True):
-            try:
-                return f"{attempt}/{step}", self.load(f"{attempt}/{step}")
-            except TornCheckpointError:
-                continue
-        return None
+        return [f"{attempt}/{step}" for _, _, attempt, step in sorted(found, reverse=True)]
 
     def load(self, name: str) -> TrainingState:
         """The checkpoint `ATTEMPT/STEP`. Raises TornCheckpointError."""
-        with self.folder(name) as directory:
-            return TrainingState.load(directory)
+        try:
+            with self.folder(name) as directory:
+                return TrainingState.load(directory)
+        except FileNotFoundError as error:  # a storage's, which has been copied from
+            raise TornCheckpointError(f"{name}: {error}") from error
 
     def replace(self, attempt: str, name: str, write_files: Callable[[Path], None]) -> None:
-        """Keep a checkpoint as the only one of an attempt. Killed on the way, there is the old one, or both."""
+        """Keep a checkpoint as the only one of an attempt. Killed on the way, there is the old one, or both.
+
+        One of the same name that is whole says the same, and is left alone: there may be no other one.
+        """
         target = f"{self._path}/{attempt}"
         older = [found for found in self._folders(target) if found != name]
-        with tempfile.TemporaryDirectory() as scratch:
-            write_files(Path(scratch))
-            self._fs.create_dir(f"{target}/{name}")
-            pyarrow.fs.copy_files(scratch, f"{target}/{name}", destination_filesystem=self._fs)
+        if not self._is_intact(f"{attempt}/{name}"):
+            with tempfile.TemporaryDirectory() as scratch:
+                write_files(Path(scratch))
+                with tempfile.TemporaryDirectory() as last:
+                    # Files are copied in no order, and the state is what makes a checkpoint of the others.
+                    shutil.move(Path(scratch) / STATE_FILE, Path(last) / STATE_FILE)
+                    self._fs.create_dir(f"{target}/{name}")
+                    for folder in (scratch, last):
+                        pyarrow.fs.copy_files(folder, f"{target}/{name}", destination_filesystem=self._fs)
         for found in older:
             self._fs.delete_dir(f"{target}/{found}")
+
+    def _is_intact(self, name: str) -> bool:
+        try:
+            self.load(name)
+        except TornCheckpointError:
+            return False
+        return True
 
     @contextmanager
     def folder(self, name: str) -> Iterator[Path]:

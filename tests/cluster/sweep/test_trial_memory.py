@@ -50,7 +50,7 @@ def test_all_is_told_again(tiny_pipeline: Callable[..., Any], tmp_path: Path, ki
     whole = run(lambda state, memory: None, None)
     with pytest.raises(Killed):
         run(save_and_die, None)
-    again = run(checkpoints.save, checkpoints.newest())
+    again = run(checkpoints.save, checkpoints.newest()[0])
     assert [report.step for report in again] == [report.step for report in whole] == [0, 2, 4, 6]
     assert without_times(again) == without_times(whole)
     pictured = [report.step for report in again if report.picture is not None]

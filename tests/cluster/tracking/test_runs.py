@@ -482,7 +482,7 @@ def test_a_run_on_a_real_server(
         assert history(client, broken.run_id, "train/toy/mean") == {step: step / 10 for step in range(1, 8)}
         assert image_keys(client, broken.run_id) == [("validation", 7)]
         assert client.get_run(str(broken.run_id)).info.status == "FINISHED"
-        assert broken.review() == f"MLflow: open {uri} in a browser"
+        assert f"{uri}/#/experiments/" in broken.review() and str(broken.run_id) in broken.review()
 
 
 def test_a_child_run_stands_below_its_parent_in_every_store(tmp_path: Path, database: str) -> None:

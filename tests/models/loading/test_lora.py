@@ -6,9 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig, get_peft_model
-from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from renege_ray.config.run import ModelConfig
@@ -18,26 +16,7 @@ from renege_ray.models.loading.lora import check_lora
 from tests.models.conformance import PROMPTS, Conformance, images_of
 from tests.models.families.test_stable_diffusion import TestStableDiffusion1 as StableDiffusion1
 from tests.models.families.test_stable_diffusion_xl import TestStableDiffusionXL as StableDiffusionXL
-from tests.tiny import build_tiny_pipeline, build_tiny_sdxl
-
-
-def write_lora(pipeline: Any, folder: Path, *, text: bool = False) -> Path:
-    """Random changes of rank 2 to the denoiser's attention, and of the first text encoder's where `text` is."""
-    options = {"r": 2, "lora_alpha": 2, "init_lora_weights": False}
-    layers = {}
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        pipeline.unet.add_adapter(LoraConfig(target_modules=["to_q", "to_k", "to_v", "to_out.0"], **options))
-        layers["unet_lora_layers"] = _state(pipeline.unet)
-        if text:
-            pipeline.text_encoder.add_adapter(LoraConfig(target_modules=["q_proj", "v_proj"], **options))
-            layers["text_encoder_lora_layers"] = _state(pipeline.text_encoder)
-    type(pipeline).save_lora_weights(folder, **layers)
-    return folder
-
-
-def _state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return convert_state_dict_to_diffusers(get_peft_model_state_dict(module))
+from tests.tiny import build_tiny_pipeline, build_tiny_sdxl, write_lora
 
 
 @pytest.fixture(scope="module")
