@@ -175,4 +175,4 @@ def _factor(factors: Tensor, i: int | Tensor, x: Tensor) -> Tensor:
     """The factor of a step, without dimensions; of a step for each sample, (B, 1, 1, 1) in the dtype and place of x."""
     factor = factors[i]
     # Unlike a scalar, a tensor would impose its own dtype and has to be on the same device.
-    return factor.to(x).view(-1, *[1] * (x.ndim - 1)) if factor.ndim else factor
+    return factor.to(x, non_blocking=True).view(-1, *[1] * (x.ndim - 1)) if factor.ndim else factor

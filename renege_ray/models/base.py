@@ -5,6 +5,7 @@ after the channels: latents (B, C, F, H, W), videos (B, 3, F, height, width). Se
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -97,13 +98,27 @@ class TextToImage(Protocol):
         """Latents (B, C, H, W) -> images (B, 3, height, width) in [0, 1], differentiable."""
         ...
 
-    def save_memory(self) -> None:
-        """From now on, keep fewer activations for the backward pass; results stay as they are."""
+    def rows(self, indices: Sequence[int]) -> "TextToImage":
+        """The model for these samples of the batch that `for_prompts` was given, in this order."""
         ...
 
-    def gradient_memory(self, *, saving: bool) -> float:
-        """About how many GiB one sample of the gradient step takes, before and after `save_memory`."""
+    def save_memory(self, saving: bool = True) -> None:
+        """From now on, keep fewer activations for the backward pass, or all again; results stay as they are."""
         ...
+
+    def gradient_memory(self, *, saving: bool) -> "Activations":
+        """About what the gradient step takes, as it is and after `save_memory`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Activations:
+    """GiB that are held for the backward pass, beside the weights."""
+
+    denoise: float
+    """Of the denoiser, a sample."""
+    decode: float
+    """Of the decoder, an image (a video)."""
 
 
 class _ClampStraightThrough(torch.autograd.Function):

@@ -19,7 +19,7 @@ from torch import Tensor
 from renege_ray.config.run import ModelConfig
 from renege_ray.errors import UserError
 from renege_ray.method.schedule import Schedule
-from renege_ray.models.base import TextToImage, clamp_straight_through
+from renege_ray.models.base import Activations, TextToImage, clamp_straight_through
 from renege_ray.models.layout import EmbeddingLayout
 from renege_ray.models.noise_schedule import ddim_of, schedule_of
 from renege_ray.models.text_encoder import identify, read_layout, text_encoders
@@ -35,9 +35,9 @@ class FrozenPipeline(ABC):
     PIPELINE: ClassVar[str]  # the class of diffusers that holds the family's models
     DENOISER: ClassVar[str]  # the name of the pipeline's component
     SAFETY_CHECKER: ClassVar[bool] = False  # whether the pipeline has one
-    # The peak of `gradient_memory` in bfloat16 (plain, after `save_memory`) at so many latents a side, counted by
-    # adding up all live tensors of one sample's forward and backward pass on torch's fake tensors. Of a video: a frame.
-    MEMORY: ClassVar[tuple[float, float, int]]
+    # GiB in bfloat16 (of a frame, where it is a video), as it is and after `save_memory`, at so many latents a side:
+    # counted by adding up all live tensors of a forward and a backward pass on torch's fake tensors.
+    MEMORY: ClassVar[tuple[Activations, Activations, int]]
 
     def __init__(
         self,
@@ -135,6 +135,10 @@ class FrozenPipeline(ABC):
         """The same: all that most families know of a prompt is its embedding."""
         return self
 
+    def rows(self, indices: Sequence[int]) -> TextToImage:
+        """The same, for the same reason."""
+        return self
+
     @classmethod
     def call_arguments(cls, pipeline: Any, prompts: str | Sequence[str] | None) -> dict[str, Tensor | None]:
         """What the call of the family's pipeline with these prompts needs, besides them and the negative."""
@@ -163,20 +167,19 @@ class FrozenPipeline(ABC):
         images: Tensor = self._vae.decode(unscaled, return_dict=False)[0]
         return clamp_straight_through(images.to(latents.dtype) * 0.5 + 0.5)
 
-    def save_memory(self) -> None:
-        """Compute activations a second time in the backward pass, and decode one image after the other."""
-        self._denoiser.enable_gradient_checkpointing()
-        self._vae.enable_gradient_checkpointing()
-        self._vae.enable_slicing()
+    def save_memory(self, saving: bool = True) -> None:
+        """Compute activations a second time in the backward pass, or no longer."""
+        for network in self._networks():
+            if getattr(network, "_supports_gradient_checkpointing", False):
+                (network.enable_gradient_checkpointing if saving else network.disable_gradient_checkpointing)()
+        self._vae.use_slicing = saving  # the frames of a video, one after the other
 
-    def gradient_memory(self, *, saving: bool) -> float:
-        """GiB that the denoiser and the decoder take for one sample of the gradient step, without the weights.
-
-        Activations grow with the area of the latents and the size of a number.
-        """
+    def gradient_memory(self, *, saving: bool) -> Activations:
+        """What the denoiser and the decoder take. It grows with the area of the latents and the size of a number."""
         plain, saved, side = self.MEMORY
-        area = prod(self.latent_shape[1:])
-        return (saved if saving else plain) * area / side**2 * self.dtype.itemsize / 2
+        of, scale = saved if saving else plain, prod(self.latent_shape[1:]) / side**2 / 2
+        decoder = self._vae.dtype if self._vae is not None else self.dtype  # float32 where float16 overflows
+        return Activations(of.denoise * scale * self.dtype.itemsize, of.decode * scale * decoder.itemsize)
 
     def _networks(self) -> list[Any]:
         """What computes on latents and images."""

@@ -36,6 +36,11 @@ class WeightedReward:
             raise UserError(f"rewards.train {self.weights}: weights must be finite and not all zero")
         self.name = " + ".join(name if w == 1 else f"{w:g} {name}" for name, w in self.weights.items())
 
+    @property
+    def terms(self) -> dict[str, tuple[Reward, float]]:
+        """{name: (R_k, w_k)}."""
+        return {reward.name: (reward, self.weights[reward.name]) for reward in self.rewards}
+
     def parts(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         """R_k of each image: {name: (B,)}, differentiable in the images (B, 3, height, width)."""
         return {reward.name: reward(images, prompts) for reward in self.rewards}

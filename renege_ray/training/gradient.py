@@ -13,14 +13,12 @@ import torch
 from torch import Tensor
 
 from renege_ray.config.run import RunConfig
-from renege_ray.method.objective import predict_x0
-from renege_ray.method.rollout import rollout
 from renege_ray.models.base import TextToImage
 from renege_ray.rewards.weighted import WeightedReward
-from renege_ray.sampling.batches import MicroBatches, plan_memory
 from renege_ray.sampling.draws import draw_index, noise, stratified_step
 from renege_ray.sampling.encoded_prompts import EncodedPrompts
 from renege_ray.sampling.run_rewards import REWARD
+from renege_ray.sampling.trajectories import Path, make_sampler
 from renege_ray.sampling.workers import Workers
 
 
@@ -85,7 +83,7 @@ def samples_of(config: RunConfig, prompts: Sequence[str], step: int, workers: Wo
 
 
 class _AskedToStopError(Exception):
-    """Ends a step between two micro-batches."""
+    """Ends a step of the training between two steps of the sampler."""
 
 
 class GradientOfBatch:
@@ -102,86 +100,53 @@ class GradientOfBatch:
         micro_batch_size: int = 0,
     ) -> None:
         """`micro_batch_size`: one that is known to fit (from a checkpoint), or 0."""
-        self._config, self._model, self._reward = config, model, reward
-        self._prompts, self._workers, self._encoded = prompts, workers, encoded
-        self._schedule = model.schedule(config.sampling.num_inference_steps)
+        self._config, self._model = config, model
+        self._prompts, self._workers = prompts, workers
         self._part_names = tuple(reward.names)
-        group_size = config.optim.batch_size // config.optim.timestep_groups
-        share = -(-group_size // workers.world_size)
-        given = config.optim.micro_batch_size
-        plan = plan_memory(config.memory, given, model)
-        if plan.saving:
-            model.save_memory()
-        planned = min(plan.micro_batch_size or share, share)
-        self._micro_batches = MicroBatches(given, share, "optim.micro_batch_size", known=micro_batch_size or planned)
+        groups = config.optim.timestep_groups
+        share = groups * -(-config.optim.batch_size // groups // workers.world_size)
+        self._sampler = make_sampler(
+            config, model, reward, encoded, config.optim.micro_batch_size, share, "optim.micro_batch_size",
+            known=micro_batch_size,
+        )  # fmt: skip
 
     @property
     def micro_batch_size(self) -> int:
-        """How many samples are computed at once."""
-        return self._micro_batches.size
+        """How many samples are held with a graph at once."""
+        return self._sampler.gradients.size
 
     def __call__(
         self, step: int, negative: Tensor, asked_to_stop: Callable[[], bool] = lambda: False
     ) -> GlobalGradient:
         """The gradient at `negative` (1, L, D) float32 of the mean reward of global batch `step`.
 
-        `asked_to_stop` is polled before every micro-batch: a step of a large model takes minutes.
+        `asked_to_stop` is polled before every step of the sampler: a step of the training of a large model takes
+        minutes.
 
         Per-sample gradients are summed in float64, so that the number of workers and the size of the
         micro-batches change the sum by less than the rounding of the network itself. One `all_sum` a step.
         """
-        optim = self._config.optim
-        per_rollout = optim.gradients_per_rollout
-        gradient = torch.zeros(negative.shape, dtype=torch.float64)
-        table = torch.zeros(optim.batch_size, per_rollout, 1 + len(self._part_names), dtype=torch.float64)
+        config = self._config
+        rows = (config.optim.batch_size, config.optim.gradients_per_rollout, 1 + len(self._part_names))
+        gradient, table = torch.zeros(negative.shape, dtype=torch.float64), torch.zeros(rows, dtype=torch.float64)
+        samples = [sample for group in samples_of(config, self._prompts, step, self._workers) for sample in group]
+        shape = self._model.latent_shape
+        paths = [
+            Path(s.prompt, noise(shape, config.seed, "noise", step, s.index), 0, s.gradient_steps) for s in samples
+        ]
 
-        def compute(samples: Sequence[Sample]) -> tuple[Tensor, Tensor]:
+        def go_on() -> None:
             if asked_to_stop():
                 raise _AskedToStopError
-            return self._micro_batch(step, samples, negative)
 
         stop = False
         try:
-            for samples in samples_of(self._config, self._prompts, step, self._workers):
-                for micro, (micro_gradient, rewards) in self._micro_batches.over(samples, compute):
-                    gradient += micro_gradient.cpu()
-                    table[[sample.index for sample in micro]] = rewards.cpu()
+            found = self._sampler(paths, negative, before_each_step=go_on)
+            gradient = found.gradients.cpu()
+            table[[sample.index for sample in samples]] = found.rewards.cpu()
         except _AskedToStopError:
             stop = True
         return self._reduce(gradient, table, stop)
-
-    def _micro_batch(self, step: int, samples: Sequence[Sample], negative: Tensor) -> tuple[Tensor, Tensor]:
-        """Sum of the valid gradients (1, L, D) float64, and rewards (b, k, 1 + parts) float64, NaN where
-        invalid.
-        """
-        prompts = [sample.prompt for sample in samples]
-        model, guidance_scale = self._model.for_prompts(prompts), self._config.sampling.guidance_scale
-        device = model.device
-        steps = samples[0].gradient_steps
-        shape = (1, *model.latent_shape)
-        seed = self._config.seed
-        with torch.no_grad():
-            prompt_embeds = self._encoded(prompts)
-            x_T = torch.cat([noise(shape, seed, "noise", step, s.index) for s in samples]).to(device)
-            path = rollout(
-                model.denoise, x_T, prompt_embeds, negative.to(device), self._schedule, guidance_scale,
-                stop=steps[-1], keep=steps,
-            )  # fmt: skip
-        total = torch.zeros(negative.shape, dtype=torch.float64, device=device)
-        columns = []
-        for i in steps:
-            # A leaf for each sample: one that fails (NaN) cannot spoil the gradients of the others.
-            n = negative.to(device).expand(len(samples), -1, -1).clone().requires_grad_()
-            x0 = predict_x0(model.denoise, path.kept[i], i, prompt_embeds, n, self._schedule, guidance_scale)
-            images = model.decode(x0)
-            parts = self._reward.parts(images, prompts)
-            rewards = self._reward.combine(parts)
-            (gradients,) = torch.autograd.grad(rewards.sum(), n)
-            valid = rewards.isfinite() & gradients.isfinite().flatten(1).all(dim=1)
-            total += torch.where(valid[:, None, None], gradients, 0).double().sum(dim=0, keepdim=True)
-            column = torch.stack([rewards, *(parts[name] for name in self._part_names)], dim=1).detach().double()
-            columns.append(torch.where(valid[:, None], column, torch.nan))
-        return total, torch.stack(columns, dim=1)
 
     def _reduce(self, gradient: Tensor, table: Tensor, stop: bool) -> GlobalGradient:
         """Sum over the workers: the gradient, the table of rewards (each row filled by one worker), the wish

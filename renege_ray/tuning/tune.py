@@ -3,8 +3,8 @@
 As many prompts as there are slots are tuned as one batch. Each has its own embedding, optimiser state,
 clipping, noise, patience and best candidate, and losses are summed, so a prompt ends with the embedding that
 it would have got alone. The full generation that measures a candidate is also the trajectory that its gradient
-is taken from: the latents at the gradient's steps are kept on the way. A prompt that is done gives its slot to
-the next one, so the batch stays full.
+is taken from, on the way (`sampling.trajectories`). A prompt that is done gives its slot to the next one, so the
+batch stays full.
 """
 
 import time
@@ -19,16 +19,15 @@ from renege_ray.config.jobs import TuningConfig
 from renege_ray.config.run import RunConfig
 from renege_ray.method.ascent import AscentSettings
 from renege_ray.method.embedding import as_stored
-from renege_ray.method.objective import reward_of_prediction
-from renege_ray.method.rollout import rollout
 from renege_ray.method.search import Search
 from renege_ray.models.base import TextToImage
 from renege_ray.prompts.sources import pair_seed, prompt_id
-from renege_ray.sampling.batches import MicroBatches, plan_memory, together_or_alone
+from renege_ray.sampling.batches import together_or_alone
 from renege_ray.sampling.draws import stratified_step
 from renege_ray.sampling.encoded_prompts import EncodedPrompts
 from renege_ray.sampling.images import initial_noise
 from renege_ray.sampling.run_rewards import Rewards
+from renege_ray.sampling.trajectories import Path, make_sampler
 from renege_ray.training.early_stop import ValidationPoint, should_stop
 
 
@@ -59,16 +58,16 @@ class TunedPrompt:
 
 @dataclass(frozen=True)
 class Measured:
-    """A candidate's generation from S seeds with G gradient steps each."""
+    """A candidate's generation from S seeds, with the gradient that was taken on its way."""
 
     images: Tensor
     """(S, 3, H, W) on the CPU."""
-    states: Tensor
-    """x_t at the entrance of each gradient step, (S, G, C, h, w)."""
     reward: float
     """The mean over the seeds."""
     held_out: float
     """The mean over the seeds; NaN where no reward is held out."""
+    gradient: Tensor
+    """Of the mean reward over the seeds and the gradient steps, (1, L, D) float32; NaN where one is not finite."""
 
 
 @dataclass
@@ -81,7 +80,6 @@ class Slot:
     search: Search
     history: list[ValidationPoint] = field(default_factory=list)
     images: dict[str, Tensor] = field(default_factory=dict)
-    measured: Measured | None = None
     gave_up: bool = False
     seconds: float = 0.0
     error: str = ""
@@ -124,17 +122,9 @@ class PromptTuner:
         """`initial`: candidate 0 of every prompt, (1, L, D)."""
         self._config, self._model, self._rewards, self._encoded = config, model, rewards, encoded
         self._initial = initial.float().cpu()
-        self._schedule = model.schedule(config.sampling.num_inference_steps)
         tuning = config.tuning
-        images = tuning.slots * tuning.tune_seeds
-        name = "tuning.micro_batch_size"
-        self._generations = MicroBatches(tuning.micro_batch_size, images, name)
-        gradients = images * tuning.gradients_per_rollout
-        plan = plan_memory(config.memory, tuning.micro_batch_size, model)
-        if plan.saving:
-            model.save_memory()
-        planned = min(plan.micro_batch_size or gradients, gradients)
-        self._gradients = MicroBatches(tuning.micro_batch_size, gradients, name, known=planned)
+        largest, field = tuning.slots * tuning.tune_seeds, "tuning.micro_batch_size"
+        self._sampler = make_sampler(config, model, rewards.train, encoded, tuning.micro_batch_size, largest, field)
         self.slot_steps = self.slot_steps_used = 0
 
     def tune(
@@ -176,66 +166,74 @@ class PromptTuner:
         """Measure every slot's candidate; make the next one of those that go on."""
         started = time.monotonic()
         for slot, measured in zip(slots, together_or_alone(slots, self._measure, Slot.fail), strict=True):
-            if measured is not None:
-                self._record(slot, measured)
-        rising = [slot for slot in slots if not self._is_done(slot)]
-        for slot, gradient in zip(rising, together_or_alone(rising, self._gradients_of, Slot.fail), strict=True):
-            try:
-                if gradient is not None:
-                    slot.search.ascend(gradient)
-            except FloatingPointError:
-                slot.gave_up = True  # the candidates so far still stand
+            if measured is None:
+                continue
+            self._record(slot, measured)
+            if not self._is_done(slot):
+                try:
+                    slot.search.ascend(measured.gradient)
+                except FloatingPointError:
+                    slot.gave_up = True  # the candidates so far still stand
         for slot in slots:
             slot.seconds += (time.monotonic() - started) / len(slots)
 
     def _measure(self, slots: Sequence[Slot]) -> list[Measured]:
-        """A full generation of every slot's candidate from its tune seeds."""
-        samples = [(slot, j) for slot in slots for j in range(len(slot.seeds))]
-        pieces = [made for _, made in self._generations.over(samples, self._generate)]
-        images, states, rewards, held_out = (torch.cat(parts) for parts in zip(*pieces, strict=True))
-        count = self._config.tuning.tune_seeds
+        """A full generation of every slot's candidate from its tune seeds, with the gradient taken on its way.
+
+        Of a candidate that turns out to be its prompt's last one the gradient has been taken for nothing. That is once
+        a prompt, and known in advance where the number of updates ends it.
+        """
+        samples = [(row, slot, j) for row, slot in enumerate(slots) for j in range(len(slot.seeds))]
+        paths = [Path(slot.prompt, slot.noise[j], row, self._gradient_steps(slot, j)) for row, slot, j in samples]
+        found = self._sampler(paths, torch.cat([slot.search.candidate for slot in slots]), to_the_end=True)
+        assert found.latents is not None
+        images, rewards, held_out = self._judge(found.latents, [slot.prompt for _, slot, _ in samples])
+        count, taken = self._config.tuning.tune_seeds, self._config.tuning.gradients_per_rollout
+        sums, valid = found.gradients.cpu(), found.rewards[..., 0].isfinite().cpu()
         return [
-            Measured(images[rows], states[rows], float(rewards[rows].mean()), float(held_out[rows].mean()))
-            for rows in (slice(i * count, (i + 1) * count) for i in range(len(slots)))
+            Measured(
+                images[rows],
+                float(rewards[rows].mean()),
+                float(held_out[rows].mean()),
+                (sums[row : row + 1] / (count * taken)).float().where(valid[rows].all(), torch.nan),
+            )
+            for row, rows in enumerate(slice(i * count, (i + 1) * count) for i in range(len(slots)))
         ]
 
-    @torch.no_grad()
-    def _generate(self, samples: Sequence[tuple[Slot, int]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Images, states at the gradient steps, rewards and mean held-out rewards of (slot, seed index) samples."""
-        prompts = [slot.prompt for slot, _ in samples]
-        model = self._model.for_prompts(prompts)
-        device = model.device
-        steps = [self._gradient_steps(slot, j) for slot, j in samples]
-        path = rollout(
-            model.denoise,
-            torch.stack([slot.noise[j] for slot, j in samples]).to(device),
-            self._encoded(prompts),
-            torch.cat([slot.search.candidate for slot, _ in samples]).to(device),
-            self._schedule,
-            self._config.sampling.guidance_scale,
-            keep={step for own in steps for step in own},
-        )
-        images = model.decode(path.latents)
-        states = torch.stack([torch.stack([path.kept[step][row] for step in own]) for row, own in enumerate(steps)])
-        rewards = self._rewards.train(images, prompts).double().cpu()
-        held_out = [reward(images, prompts).double().cpu() for reward in self._rewards.held_out]
-        mean_held_out = sum(held_out) / len(held_out) if held_out else torch.full_like(rewards, torch.nan)
-        return images.float().cpu(), states, rewards, torch.as_tensor(mean_held_out)
+    def _judge(self, latents: Tensor, prompts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """Images on the CPU, their rewards and mean held-out rewards, of final latents."""
+
+        @torch.no_grad()
+        def judge(places: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+            piece = slice(places[0], places[-1] + 1)
+            images = self._model.decode(latents[piece])
+            rewards = self._rewards.train(images, prompts[piece]).double().cpu()
+            held_out = [reward(images, prompts[piece]).double().cpu() for reward in self._rewards.held_out]
+            mean_held_out = sum(held_out) / len(held_out) if held_out else torch.full_like(rewards, torch.nan)
+            return images.float().cpu(), rewards, torch.as_tensor(mean_held_out)
+
+        pieces = [made for _, made in self._sampler.decodes.over(range(len(prompts)), judge)]
+        images, rewards, held_out = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+        return images, rewards, held_out
 
     def _gradient_steps(self, slot: Slot, seed_index: int) -> tuple[int, ...]:
-        """The step indices at which the present candidate's gradient is taken from the image of a seed.
+        """The step indices at which the present candidate's gradient is taken from the image of a seed, ascending;
+        none of the last candidate.
 
         The seeds share the configured range among them, and change their parts with every update.
         """
         tuning, k = self._config.tuning, slot.search.steps
+        if k == tuning.steps:
+            return ()
         seeds, per_rollout = tuning.tune_seeds, tuning.gradients_per_rollout
-        return tuple(
+        drawn = (
             stratified_step(
                 self._config.sampling, m * seeds + (seed_index + k) % seeds, seeds * per_rollout,
                 slot.seeds[seed_index], "timestep", k, m,
             )
             for m in range(per_rollout)
         )  # fmt: skip
+        return tuple(sorted(drawn))
 
     def _record(self, slot: Slot, measured: Measured) -> None:
         """Note a measured candidate: its reward, and its images if it is the first or the best."""
@@ -245,42 +243,10 @@ class PromptTuner:
         except FloatingPointError as error:
             slot.error = str(error)
             return
-        slot.measured = measured
         slot.history.append(ValidationPoint(search.steps, measured.reward, measured.held_out))
         if is_best:
             slot.images["prompt"] = measured.images
         slot.images.setdefault("global", measured.images)
-
-    def _gradients_of(self, slots: Sequence[Slot]) -> list[Tensor]:
-        """The gradient of every slot's mean reward over its seeds and gradient steps, (1, L, D) each."""
-        tuning = self._config.tuning
-        own = [(j, m) for j in range(tuning.tune_seeds) for m in range(tuning.gradients_per_rollout)]
-        samples = [(slot, j, m) for slot in slots for j, m in own]
-        gradients = torch.cat([made for _, made in self._gradients.over(samples, self._gradients_of_samples)])
-        return [chunk.mean(dim=0, keepdim=True).float() for chunk in gradients.split(len(own))]
-
-    def _gradients_of_samples(self, samples: Sequence[tuple[Slot, int, int]]) -> Tensor:
-        """dR / dn of (slot, seed index, gradient index) samples, (b, L, D) float64 on the CPU."""
-        prompts = [slot.prompt for slot, _, _ in samples]
-        model = self._model.for_prompts(prompts)
-        device = model.device
-        states = torch.stack([slot.measured.states[j, m] for slot, j, m in samples if slot.measured is not None])
-        n = torch.cat([slot.search.candidate for slot, _, _ in samples]).to(device).requires_grad_()
-        rewards = reward_of_prediction(
-            model.denoise,
-            model.decode,
-            self._rewards.train,
-            states,
-            torch.tensor([self._gradient_steps(slot, j)[m] for slot, j, m in samples]),
-            prompts,
-            self._encoded(prompts),
-            n,
-            self._schedule,
-            self._config.sampling.guidance_scale,
-        )
-        # A leaf for each sample and the sum of the rewards: each gets its own gradient, whatever the batch.
-        (gradients,) = torch.autograd.grad(rewards.sum(), n)
-        return gradients.double().cpu()
 
     def _is_done(self, slot: Slot) -> bool:
         exploits = should_stop(slot.history, self._config.tuning.held_out_patience)

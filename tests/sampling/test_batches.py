@@ -1,71 +1,94 @@
+"""Batches in pieces that fit: halved, balanced, measured; and items that raise."""
+
 from collections.abc import Sequence
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 
 from renege_ray.errors import UserError
-from renege_ray.models.families.pixart_alpha import PixArtAlpha
-from renege_ray.models.families.stable_diffusion import StableDiffusion
-from renege_ray.models.families.stable_diffusion_xl import StableDiffusionXL
-from renege_ray.models.frozen_pipeline import FrozenPipeline
-from renege_ray.sampling.batches import MemoryPlan, available_memory, plan_memory, together_or_alone
-
-GIB = 2**30
+from renege_ray.sampling.batches import MicroBatches, is_out_of_memory, together_or_alone
+from renege_ray.sampling.memory import GradientMemory
 
 
-def model(family: type[FrozenPipeline], side: int, device: str = "cuda") -> Any:
-    """The sizes of a real model without its weights."""
-    shaped = family.__new__(family)
-    shaped.dtype, shaped.device = torch.bfloat16, torch.device(device)
-    shaped._denoiser = SimpleNamespace(config=SimpleNamespace(in_channels=4))
-    shaped._latent_size = (side, side)
-    return shaped
-
-
-SD15, SD21, SDXL, PIXART = (StableDiffusion, 64), (StableDiffusion, 96), (StableDiffusionXL, 128), (PixArtAlpha, 64)
+def sizes(batches: MicroBatches, count: int) -> list[int]:
+    return [len(piece) for piece, _ in batches.over(range(count), list)]
 
 
 @pytest.mark.parametrize(
-    ("memory", "of", "weights", "expected"),
+    ("given", "count", "expected"), [(13, 16, [8, 8]), (5, 16, [4, 4, 4, 4]), (16, 16, [16]), (3, 7, [3, 2, 2])]
+)
+def test_pieces_are_of_nearly_the_same_size(given: int, count: int, expected: list[int]) -> None:
+    assert sizes(MicroBatches(given, 16, "size"), count) == expected
+    assert sizes(MicroBatches(given, 16, "size"), 0) == []
+
+
+def test_the_size_is_halved_until_it_fits_and_kept() -> None:
+    tried: list[int] = []
+
+    def compute(piece: Sequence[int]) -> list[int]:
+        tried.append(len(piece))
+        if len(piece) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return list(piece)
+
+    batches = MicroBatches("auto", 16, "size")
+    made = [item for _, piece in batches.over(range(16), compute) for item in piece]
+    assert made == list(range(16)), "each is computed once, in order"
+    assert tried[:4] == [16, 8, 4, 2] and max(tried[3:]) == batches.size == 2
+    for given in (16, 1):
+        with pytest.raises(UserError, match=f"size: {given} does not fit"):
+            list(MicroBatches(given, 16, "size").over(range(16), lambda piece: compute([0] * 9)))
+    with pytest.raises(torch.OutOfMemoryError):  # for whoever computes a larger piece around it
+        list(MicroBatches("auto", 1, "size").over([1], lambda piece: compute([0] * 9), nested=True))
+
+
+@pytest.mark.parametrize(
+    ("error", "is_one"),
     [
-        # weights: denoiser, VAE, text encoders, and 2 GiB for the reward
-        ("16gb", SD15, 4.0, MemoryPlan(3, saving=True)),
-        ("24gb", SD15, 4.0, MemoryPlan(5, saving=True)),
-        ("80gb", SD15, 4.0, MemoryPlan(13, saving=False)),
-        ("24gb", SD21, 4.5, MemoryPlan(2, saving=True)),
-        ("16gb", SDXL, 8.5, MemoryPlan(1, saving=True)),
-        ("24gb", SDXL, 8.5, MemoryPlan(1, saving=True)),
-        ("80gb", SDXL, 8.5, MemoryPlan(6, saving=True)),
-        ("24gb", PIXART, 12.2, MemoryPlan(2, saving=True)),
-        ("80gb", PIXART, 12.2, MemoryPlan(11, saving=False)),
+        (torch.OutOfMemoryError("Tried to allocate 2 GiB"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 8 GB)"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
     ],
 )
-def test_what_fits(monkeypatch: pytest.MonkeyPatch, memory: str, of: Any, weights: float, expected: MemoryPlan) -> None:
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: int(weights * GIB))
-    assert plan_memory(memory, "auto", model(*of)) == expected
+def test_who_has_run_out_of_memory(error: Exception, is_one: bool) -> None:
+    assert is_out_of_memory(error) == is_one
 
 
-def test_a_size_that_was_given_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 4 * GIB)
-    for size, saving in ((1, False), (3, False), (4, True), (50, True)):
-        assert plan_memory("24gb", size, model(*SD15)) == MemoryPlan(size, saving=saving)
+class Used:
+    """A meter of an accelerator on which a piece takes `fixed` + `slope` GiB a sample."""
+
+    def __init__(self, fixed: float, slope: float) -> None:
+        self._fixed, self._slope, self.samples = fixed, slope, 0
+
+    def start(self) -> None:
+        self.samples = 0
+
+    def peak(self) -> float:
+        return self._fixed + self._slope * self.samples
 
 
-def test_auto_is_what_is_free_and_no_limit_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (40 * GIB, 80 * GIB))
-    assert available_memory("auto", torch.device("cuda")) == 38.5
-    assert available_memory("auto", torch.device("cpu")) is None
-    assert available_memory("16gb", torch.device("cpu")) == pytest.approx(16e9 / GIB - 1.5)
-    assert plan_memory("auto", "auto", model(*SD15, device="cpu")) == MemoryPlan(None, saving=False)
+@pytest.mark.parametrize(
+    ("fixed", "slope", "largest"),
+    [(4, 2, 8), (2, 1, 18), (8, 4, 3), (0.1, 0.01, 64)],  # of 20 GiB, planned as 4 + 2 b: 8 at once
+)
+def test_the_size_follows_what_pieces_really_use(fixed: float, slope: float, largest: int) -> None:
+    used = Used(fixed, slope)
 
+    def compute(piece: Sequence[int]) -> list[int]:
+        used.samples = len(piece)
+        return list(piece)
 
-def test_float32_takes_twice_as_much_and_small_images_little() -> None:
-    full = model(*SD15)
-    full.dtype = torch.float32
-    assert full.gradient_memory(saving=False) == 2 * model(*SD15).gradient_memory(saving=False)
-    assert model(StableDiffusion, 8).gradient_memory(saving=False) == model(*SD15).gradient_memory(saving=False) / 64
+    plan = GradientMemory(20.0, 4.0, 2.0, 1, saving=False)
+    batches = MicroBatches("auto", 64, "size", memory=plan, meter=used)
+    found = [len(piece) for _ in range(3) for piece, _ in batches.over(range(64), compute)]
+    assert sum(found) == 3 * 64 and found[0] == 8
+    assert all(fixed + slope * count <= 20 for count in found[1:])
+    assert batches.size == largest
+    known = MicroBatches("auto", 64, "size", known=5, memory=plan, meter=used)
+    assert {len(piece) for piece, _ in known.over(range(10), compute)} == {5}, "a resumed run goes on as it was"
 
 
 def test_an_item_that_raises_spoils_no_other() -> None:

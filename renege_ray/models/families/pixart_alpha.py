@@ -14,6 +14,7 @@ from diffusers.utils import is_bs4_available, is_ftfy_available
 from torch import Tensor
 
 from renege_ray.method.embedding import ATTENTION_MASK, PROMPT_EMBEDS
+from renege_ray.models.base import Activations
 from renege_ray.models.frozen_pipeline import FrozenPipeline, constant, count_longer, tokenize
 
 TIE_BREAK = 1e-2  # of the root mean square of n: changes the images little, and tells copies apart
@@ -24,7 +25,7 @@ class PixArtAlpha(FrozenPipeline):
 
     PIPELINE = "PixArtAlphaPipeline"
     DENOISER = "transformer"
-    MEMORY = (4.2, 2.2, 64)  # PixArt-XL
+    MEMORY = (Activations(0.8, 2.8), Activations(0.47, 0.9), 64)  # PixArt-XL
 
     def starting_point(self, embedding: Tensor) -> Tensor:
         """The same negative with all tokens attended to: copies of those that are, in turn, replace the others.

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from renege_ray.method.embedding import PROMPT_EMBEDS
+from renege_ray.models.base import Activations
 from renege_ray.models.frozen_pipeline import FrozenPipeline, count_longer, tokenize
 
 
@@ -17,7 +18,7 @@ class StableDiffusion(FrozenPipeline):
     PIPELINE = "StableDiffusionPipeline"
     DENOISER = "unet"
     SAFETY_CHECKER = True
-    MEMORY = (3.8, 1.9, 64)  # SD1.5
+    MEMORY = (Activations(0.7, 2.8), Activations(0.54, 0.9), 64)  # SD1.5
 
     def count_truncated(self, prompts: Sequence[str]) -> int:
         """How many prompts have more tokens than L."""

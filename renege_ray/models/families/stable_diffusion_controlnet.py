@@ -15,6 +15,7 @@ from torch import Tensor
 from renege_ray.config.run import ModelConfig
 from renege_ray.errors import UserError
 from renege_ray.method.embedding import PROMPT_EMBEDS
+from renege_ray.models.base import Activations
 from renege_ray.models.families.control_images import ControlImages
 from renege_ray.models.families.stable_diffusion import StableDiffusion
 from renege_ray.models.frozen_pipeline import shape_of
@@ -24,7 +25,7 @@ class StableDiffusionControlNet(StableDiffusion):
     """A frozen StableDiffusionControlNetPipeline with its control images."""
 
     PIPELINE = "StableDiffusionControlNetPipeline"
-    MEMORY = (4.6, 2.5, 64)  # SD1.5
+    MEMORY = (Activations(1.5, 2.8), Activations(0.9, 1.0), 64)  # SD1.5
 
     def __init__(self, pipeline: Any, name: str, *, control: str, **options: Any) -> None:
         """Take over a pipeline; see `FrozenPipeline`, and `ControlImages` for `control`."""
@@ -64,10 +65,11 @@ class StableDiffusionControlNet(StableDiffusion):
         ).to(self.device, self.dtype)
         return shown
 
-    def save_memory(self) -> None:
-        """As all families; the ControlNet too computes its activations a second time."""
-        super().save_memory()
-        self.pipeline.controlnet.enable_gradient_checkpointing()
+    def rows(self, indices: Sequence[int]) -> Self:
+        """The model with the control images of these samples."""
+        shown = copy(self)
+        shown._controls = None if self._controls is None else self._controls[list(indices)]
+        return shown
 
     def _networks(self) -> list[Any]:
         return [*super()._networks(), self.pipeline.controlnet]

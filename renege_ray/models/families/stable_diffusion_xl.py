@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from renege_ray.method.embedding import POOLED_EMBEDS, PROMPT_EMBEDS
+from renege_ray.models.base import Activations
 from renege_ray.models.frozen_pipeline import FrozenPipeline, constant, count_longer, tokenize
 
 
@@ -23,7 +24,7 @@ class StableDiffusionXL(FrozenPipeline):
 
     PIPELINE = "StableDiffusionXLPipeline"
     DENOISER = "unet"
-    MEMORY = (18.4, 8.7, 128)  # SDXL
+    MEMORY = (Activations(5.0, 11.1), Activations(2.1, 4.2), 128)  # SDXL
 
     def null_embedding(self) -> Tensor:
         """Zeros, or the encoded empty text, as the pipeline's configuration says."""

@@ -9,6 +9,7 @@ from typing import Any, Self
 from torch import Tensor
 
 from renege_ray.config.run import ModelConfig
+from renege_ray.models.base import Activations
 from renege_ray.models.families.stable_diffusion import StableDiffusion
 
 
@@ -17,7 +18,7 @@ class TextToVideo(StableDiffusion):
 
     PIPELINE = "TextToVideoSDPipeline"
     SAFETY_CHECKER = False
-    MEMORY = (1.2, 0.6, 32)  # ZeroScope
+    MEMORY = (Activations(0.6, 0.7), Activations(0.6, 0.3), 32)  # ZeroScope
     FRAMES = 16
 
     def __init__(self, pipeline: Any, name: str, *, frames: int = FRAMES, **options: Any) -> None:
@@ -48,8 +49,3 @@ class TextToVideo(StableDiffusion):
         frames = latents.transpose(1, 2)
         images = super().decode(frames.flatten(0, 1))
         return images.unflatten(0, frames.shape[:2]).transpose(1, 2)
-
-    def save_memory(self) -> None:
-        """Decode one frame after the other; diffusers has no checkpointing for this UNet."""
-        self._vae.enable_gradient_checkpointing()
-        self._vae.enable_slicing()

@@ -68,7 +68,9 @@ def test_rows_that_are_gone_are_missed(tmp_path: Path) -> None:
 def writer(step: int) -> Callable[[Path], None]:
     """The files of a checkpoint, another one beside those of the state."""
     n = torch.full((1, 2, 3), float(step))
-    state = TrainingState(step, {"averaged": n}, BestEmbedding(n.clone(), step, 0.0), (), "", {}, Evaluation((), {}), "a")
+    state = TrainingState(
+        step, {"averaged": n}, BestEmbedding(n.clone(), step, 0.0), (), "", {}, Evaluation((), {}), "a"
+    )
 
     def write(folder: Path) -> None:
         (folder / "beside.json").write_text(f"{step}")
