@@ -1,4 +1,4 @@
-"""What `pip install` gives: the command trains, sweeps and evaluates in an empty folder, with no checkout in sight."""
+"""What `pip install` gives: the command trains and plans in an empty folder, with no checkout in sight."""
 
 import json
 import os
@@ -65,7 +65,7 @@ def test_what_is_in_it(wheel: Path) -> None:
 
 
 @pytest.mark.ray
-def test_train_sweep_and_evaluate_in_an_empty_folder(bin_folder: Path, tmp_path: Path) -> None:
+def test_it_works_in_an_empty_folder(bin_folder: Path, tmp_path: Path) -> None:
     imported = run(bin_folder, tmp_path, "python", "-c", "import renege_ray; print(renege_ray.__file__)")
     assert imported.startswith(str(bin_folder.parent)), "the wheel's, not the checkout's"
 
@@ -73,13 +73,11 @@ def test_train_sweep_and_evaluate_in_an_empty_folder(bin_folder: Path, tmp_path:
     embedding = "trained/negative_embedding.safetensors"
     assert summary(tmp_path / "trained")["status"] == "finished" and (tmp_path / embedding).is_file()
 
-    few = ["--trials", "2", "--confirm-seeds", "0", "--optim.steps", "4", "--output-dir", "swept"]
-    run(bin_folder, tmp_path, "renege-ray", "sweep", *few, *SMALL)
-    assert summary(tmp_path / "swept")["status"] == "finished" and (tmp_path / "swept/best_config.yaml").is_file()
-
+    # Ray and the jobs are the same in a checkout; what a wheel may lack are files, and these plans read them.
+    said = run(bin_folder, tmp_path, "renege-ray", "sweep", "--trials", "2", *SMALL, "--dry-run")
+    assert "2 trials by tpe" in said
     methods = ["--method", "null", "--method", f"global={embedding}"]
-    said = run(
-        bin_folder, tmp_path, "renege-ray", "evaluate", *methods, "--num-prompts", "4", "--output-dir", "compared"
+    assert "2 methods on 4 prompts" in run(
+        bin_folder, tmp_path, "renege-ray", "evaluate", *methods, "--num-prompts", "4", "--dry-run"
     )
-    assert "report.html" in said and (tmp_path / "compared/report.html").is_file()
-    assert {path.name for path in tmp_path.iterdir()} >= {"trained", "swept", "compared", "mlflow.db"}
+    assert {path.name for path in tmp_path.iterdir()} >= {"trained", "mlflow.db"}

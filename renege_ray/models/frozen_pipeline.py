@@ -20,6 +20,7 @@ from renege_ray.config.run import ModelConfig
 from renege_ray.errors import UserError
 from renege_ray.method.schedule import Schedule
 from renege_ray.models.base import Activations, TextToImage, clamp_straight_through
+from renege_ray.models.frozen_convolution import freeze_convolutions
 from renege_ray.models.layout import EmbeddingLayout
 from renege_ray.models.noise_schedule import ddim_of, schedule_of
 from renege_ray.models.text_encoder import identify, read_layout, text_encoders
@@ -80,6 +81,8 @@ class FrozenPipeline(ABC):
         for weight in (weight for module in self._networks() for weight in module.parameters()):
             if weight.ndim == 4:  # convolutions of images: 1.4 times as fast on a CPU, and tensor cores want it
                 weight.data = weight.data.to(memory_format=torch.channels_last)
+        for network in self._networks():
+            freeze_convolutions(network)
         self._compiled = torch.compile(self._denoiser) if compile else self._denoiser
 
     @classmethod

@@ -25,7 +25,7 @@ class PixArtAlpha(FrozenPipeline):
 
     PIPELINE = "PixArtAlphaPipeline"
     DENOISER = "transformer"
-    MEMORY = (Activations(0.8, 2.8), Activations(0.47, 0.9), 64)  # PixArt-XL
+    MEMORY = (Activations(0.77, 1.85), Activations(0.11, 1.15), 64)  # PixArt-XL
 
     def starting_point(self, embedding: Tensor) -> Tensor:
         """The same negative with all tokens attended to: copies of those that are, in turn, replace the others.

@@ -18,7 +18,7 @@ class StableDiffusion(FrozenPipeline):
     PIPELINE = "StableDiffusionPipeline"
     DENOISER = "unet"
     SAFETY_CHECKER = True
-    MEMORY = (Activations(0.7, 2.8), Activations(0.54, 0.9), 64)  # SD1.5
+    MEMORY = (Activations(0.61, 1.85), Activations(0.16, 1.15), 64)  # SD1.5
 
     def count_truncated(self, prompts: Sequence[str]) -> int:
         """How many prompts have more tokens than L."""

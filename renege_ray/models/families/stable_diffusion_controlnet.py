@@ -25,7 +25,7 @@ class StableDiffusionControlNet(StableDiffusion):
     """A frozen StableDiffusionControlNetPipeline with its control images."""
 
     PIPELINE = "StableDiffusionControlNetPipeline"
-    MEMORY = (Activations(1.5, 2.8), Activations(0.9, 1.0), 64)  # SD1.5
+    MEMORY = (Activations(1.3, 1.85), Activations(0.6, 1.15), 64)  # SD1.5
 
     def __init__(self, pipeline: Any, name: str, *, control: str, **options: Any) -> None:
         """Take over a pipeline; see `FrozenPipeline`, and `ControlImages` for `control`."""

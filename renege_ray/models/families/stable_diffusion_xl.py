@@ -24,7 +24,7 @@ class StableDiffusionXL(FrozenPipeline):
 
     PIPELINE = "StableDiffusionXLPipeline"
     DENOISER = "unet"
-    MEMORY = (Activations(5.0, 11.1), Activations(2.1, 4.2), 128)  # SDXL
+    MEMORY = (Activations(4.62, 7.4), Activations(0.46, 4.61), 128)  # SDXL
 
     def null_embedding(self) -> Tensor:
         """Zeros, or the encoded empty text, as the pipeline's configuration says."""

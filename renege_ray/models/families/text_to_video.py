@@ -18,7 +18,7 @@ class TextToVideo(StableDiffusion):
 
     PIPELINE = "TextToVideoSDPipeline"
     SAFETY_CHECKER = False
-    MEMORY = (Activations(0.6, 0.7), Activations(0.6, 0.3), 32)  # ZeroScope
+    MEMORY = (Activations(0.49, 0.46), Activations(0.49, 0.29), 32)  # ZeroScope
     FRAMES = 16
 
     def __init__(self, pipeline: Any, name: str, *, frames: int = FRAMES, **options: Any) -> None:

@@ -62,8 +62,8 @@ def test_each_caption_word_is_one_token():
 
 @pytest.mark.model
 def test_images_of_prompts_never_seen_are_right_and_often_spoiled(pipe, all_threads):
-    """The issue's figures, over 500 plain prompts of held-out combinations, without a negative prompt."""
-    texts = prompts("held_out")[:500]
+    """The issue's figures, over 300 plain prompts of held-out combinations, without a negative prompt."""
+    texts = prompts("held_out")[:300]
     shares = summarise(Judge().judge(generate(pipe, texts, seed=11)), texts)
     assert shares["shape"] >= 0.90
     assert shares["colour"] >= 0.95
@@ -73,7 +73,7 @@ def test_images_of_prompts_never_seen_are_right_and_often_spoiled(pipe, all_thre
 
 @pytest.mark.model
 def test_the_second_model_draws_what_it_is_asked_for_and_spoils_it_too(all_threads):
-    texts = prompts("held_out")[:250]
+    texts = prompts("held_out")[:150]
     shares = summarise(Judge().judge(generate(embedded(SECOND_MODEL), texts, seed=11)), texts)
     assert shares["shape"] >= 0.90
     assert shares["colour"] >= 0.93
@@ -85,7 +85,7 @@ def test_the_second_model_draws_what_it_is_asked_for_and_spoils_it_too(all_threa
 @pytest.mark.parametrize("name", ["toy", "toy_held_out"])
 def test_rewards_rank_every_attribute_and_every_defect(pipe, name, all_threads):
     reward = load_rewards([name])[name]
-    accuracy = ranking_accuracy(reward._network, pipe.tokenizer, pipe.vae, seed=7, pairs=200)
+    accuracy = ranking_accuracy(reward._network, pipe.tokenizer, pipe.vae, seed=7, pairs=100)
     assert len(accuracy) == 10
     assert min(accuracy.values()) >= 0.90, accuracy
 

@@ -1,0 +1,79 @@
+"""Denoisers and decoders of the real models' configurations, without their weights."""
+
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, PixArtTransformer2DModel, UNet2DConditionModel
+from torch import Tensor, nn
+
+BLOCKS_4 = {
+    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+    "block_out_channels": (320, 640, 1280, 1280),
+}
+UNETS: dict[str, dict[str, Any]] = {
+    "SD1.5": BLOCKS_4 | {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
+    "SD2.1": BLOCKS_4
+    | {
+        "sample_size": 96,
+        "cross_attention_dim": 1024,
+        "attention_head_dim": (5, 10, 20, 20),
+        "use_linear_projection": True,
+    },
+    "SDXL": {
+        "sample_size": 128,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "block_out_channels": (320, 640, 1280),
+        "transformer_layers_per_block": (1, 2, 10),
+        "attention_head_dim": (5, 10, 20),
+        "cross_attention_dim": 2048,
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    },
+}
+SIDES = {"SD1.5": 64, "SD2.1": 96, "SDXL": 128, "PixArt": 64}
+
+
+def denoiser_of(name: str) -> nn.Module:
+    """The UNet or transformer of a model."""
+    if name == "PixArt":
+        network: nn.Module = PixArtTransformer2DModel(
+            sample_size=64, num_layers=28, num_attention_heads=16, attention_head_dim=72, cross_attention_dim=1152,
+            in_channels=4, out_channels=8, patch_size=2, caption_channels=4096, use_additional_conditions=False,
+        )  # fmt: skip
+        return network
+    return UNet2DConditionModel(**UNETS[name])  # type: ignore[no-any-return]
+
+
+def decoder() -> AutoencoderKL:
+    """The autoencoder of all four."""
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(128, 256, 512, 512),
+        layers_per_block=2,
+        latent_channels=4,
+        sample_size=512,
+    )
+
+
+def denoise(name: str, network: nn.Module, latents: Tensor) -> tuple[Tensor, Tensor]:
+    """An output for a batch of latents, and the negative that it is a function of."""
+    count, tokens = len(latents), 120 if name == "PixArt" else 77
+    width = 4096 if name == "PixArt" else UNETS[name]["cross_attention_dim"]
+    n = torch.zeros(count, tokens, width, dtype=latents.dtype, requires_grad=True)
+    t = torch.zeros(count, dtype=torch.int64)
+    named: dict[str, Any] = {}
+    if name == "PixArt":
+        named = {
+            "encoder_attention_mask": torch.ones(count, tokens, dtype=latents.dtype),
+            "added_cond_kwargs": {"resolution": None, "aspect_ratio": None},
+        }
+    if name == "SDXL":
+        pooled, ids = torch.zeros(count, 1280, dtype=latents.dtype), torch.zeros(count, 6, dtype=latents.dtype)
+        named = {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": ids}}
+    output = network(latents, timestep=t, encoder_hidden_states=n, return_dict=False, **named)[0]
+    return output[:, :4], n
