@@ -40,8 +40,10 @@ class ModelConfig(Section):
     revision: Name | None = Field(None, description="branch, tag or commit of a Hub id")
     variant: Name | None = Field(None, description="weights variant of a Hub id or folder, such as fp16")
     lora: PathOrName | None = Field(None, description="a LoRA to add to the weights: a file, a folder, or a Hub id")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="of the model's arithmetic; auto is bfloat16 where the hardware has it, else float32"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="of the model's arithmetic; auto is bfloat16 where the hardware has it, float16 on GPUs that have "
+        "tensor cores for no other (V100, T4, RTX 20xx), else float32",
     )
     compile: bool = Field(False, description="torch.compile the denoiser: minutes to start, then faster on a GPU")
     size: Annotated[tuple[Count, Count], AsTuple] | None = Field(
@@ -182,7 +184,7 @@ class RewardsConfig(Section):
         {}, description="local copies of rewards' weights: {NAME: FILE or FOLDER}; others come from the Hub"
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="of the rewards' image towers; auto as in model.dtype"
+        "auto", description="of the rewards' image towers; auto is bfloat16 where the hardware has it, else float32"
     )
 
     @model_validator(mode="after")

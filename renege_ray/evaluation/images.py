@@ -129,7 +129,7 @@ class ImageMaker:
         """{name: (B,) float64}; NaN for images that are not finite."""
         finite = images.isfinite().flatten(1).all(dim=1)
         found = score(self._scorers, images.nan_to_num(0.0, 0.0, 0.0), prompts)
-        return {name: found[name].double().where(finite, torch.nan).cpu() for name in self.names}
+        return {name: found[name].where(finite, torch.nan).cpu().double() for name in self.names}
 
     def _keep_image(self, item: ImageToMake, image: Tensor) -> str:
         """Store an image as configured. Returns its path below the folder of images, "" if it is not kept."""

@@ -21,6 +21,7 @@ from renege_ray.errors import UserError
 from renege_ray.method.schedule import Schedule
 from renege_ray.models.base import Activations, TextToImage, clamp_straight_through
 from renege_ray.models.frozen_convolution import freeze_convolutions
+from renege_ray.models.half_precision import ScaledBackward, stored_dtype
 from renege_ray.models.layout import EmbeddingLayout
 from renege_ray.models.noise_schedule import ddim_of, schedule_of
 from renege_ray.models.text_encoder import identify, read_layout, text_encoders
@@ -74,10 +75,8 @@ class FrozenPipeline(ABC):
         self.embedding_layout: EmbeddingLayout = identity.layout
         for module in (*self._networks(), *text_encoders(pipeline)):
             module.requires_grad_(False).eval()
-            # Some decoders overflow in float16 (SDXL's), which is why diffusers keeps them in float32 too.
-            overflows = module is self._vae and dtype == torch.float16 and self._vae.config.force_upcast
             # Not module.to(): diffusers' own warns of modules to be kept in float32, and then names none.
-            torch.nn.Module.to(module, device=self.device, dtype=torch.float32 if overflows else dtype)
+            torch.nn.Module.to(module, device=self.device, dtype=stored_dtype(module, dtype))
         for weight in (weight for module in self._networks() for weight in module.parameters()):
             if weight.ndim == 4:  # convolutions of images: 1.4 times as fast on a CPU, and tensor cores want it
                 weight.data = weight.data.to(memory_format=torch.channels_last)
@@ -157,18 +156,20 @@ class FrozenPipeline(ABC):
 
     def denoise(self, latents: Tensor, timestep: Tensor, prompt_embeds: Tensor) -> Tensor:
         """The denoiser's output, (B, C, H, W) -> (B, C, H, W), in the dtype of the latents."""
-        tensors = self.embedding_layout.unpack(prompt_embeds.to(self.dtype))
+        scaled = ScaledBackward(self._denoiser, self.dtype)
+        tensors = self.embedding_layout.unpack(scaled.enter(prompt_embeds).to(self.dtype))
         timestep = timestep.to(self.device, non_blocking=True)
-        output = self._predict(latents.to(self.dtype), timestep, tensors)
-        return output.to(latents.dtype)
+        output = self._predict(scaled.enter(latents).to(self.dtype), timestep, tensors)
+        return scaled.leave(output.to(latents.dtype))
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images as the pipeline's `output_type="pt"` has them; for the gradient see
         `clamp_straight_through`.
         """
-        unscaled = self._unscale(latents).to(self._vae.dtype)
+        scaled = ScaledBackward(self._vae, self._vae.dtype)
+        unscaled = scaled.enter(self._unscale(latents)).to(self._vae.dtype)
         images: Tensor = self._vae.decode(unscaled, return_dict=False)[0]
-        return clamp_straight_through(images.to(latents.dtype) * 0.5 + 0.5)
+        return clamp_straight_through(scaled.leave(images.to(latents.dtype)) * 0.5 + 0.5)
 
     def save_memory(self, saving: bool = True) -> None:
         """Compute activations a second time in the backward pass, or no longer."""

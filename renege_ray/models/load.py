@@ -8,6 +8,7 @@ import torch
 from renege_ray.config.run import ModelConfig
 from renege_ray.errors import UserError
 from renege_ray.models.base import TextToImage
+from renege_ray.models.hardware import default_device, fastest_dtype_on
 from renege_ray.models.text_encoder import TextEncoderIdentity, identify
 from renege_ray.models.toy import EMBEDDED_MODELS, TRAINING_STEPS
 
@@ -47,8 +48,8 @@ def load_model(config: ModelConfig, device: torch.device | str | None = None) ->
     """Load the model that a configuration names.
 
     Args:
-        config: its `model` section. dtype "auto" is bfloat16 where the hardware computes in it, else float32.
-        device: where to; the first CUDA device if there is one and none is given, else the CPU.
+        config: its `model` section.
+        device: where to; if none is given, the first CUDA device, Apple's GPU where it works, or the CPU.
 
     Raises:
         UserError: the model cannot be found or loaded, is of no supported family, or makes no use of a negative.
@@ -56,7 +57,7 @@ def load_model(config: ModelConfig, device: torch.device | str | None = None) ->
     from renege_ray.models.families.registry import FAMILIES
     from renege_ray.models.loading.hub import load_pipeline
 
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = torch.device(device or default_device())
     pipeline, name = load_pipeline(config)
     family = FAMILIES[type(pipeline).__name__]
     return family(
@@ -70,7 +71,7 @@ def load_model(config: ModelConfig, device: torch.device | str | None = None) ->
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The floating type that a name stands for; "auto" is float32 on a CPU, where bfloat16 is slower."""
+    """The floating type that a name stands for; "auto" is that of `hardware.fastest_dtype`."""
     if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+        return fastest_dtype_on(device)
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]

@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
         help="a local copy of the weights, file or folder (default: the Hugging Face Hub); NAME is for a reward's "
         "further files, as the error says that misses them",
     )
-    score.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
+    score.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps ... (default: a GPU if there is one)")
     score.add_argument("--json", action="store_true", help="print JSON, with the checkpoint's SHA-256")
     score.set_defaults(run=_score)
     listing = commands.add_parser("list", help="print the rewards, their usual ranges and their files")
@@ -127,7 +127,10 @@ def _device(name: str | None) -> Any:
     """The device of this name, tried."""
     import torch
 
-    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    from renege_ray.models.hardware import default_device
+
+    if name is None:
+        return default_device()
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:

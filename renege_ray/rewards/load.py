@@ -46,7 +46,8 @@ def load_rewards(
         names: see `renege_ray.rewards.catalogue`.
         device: where to.
         checkpoints: local copies of the checkpoints, {name: file or folder}; others come from the Hub.
-        dtype: of the towers: "float32", "bfloat16", or "auto" as for models. The embedded model's are float32.
+        dtype: of the towers: "float32", "bfloat16", or "auto" (see `choose_tower_dtype`). The embedded model's are
+            float32.
 
     Raises:
         UserError: a name is not known as a reward (a judge is none: it cannot be trained against), or a file is
@@ -55,7 +56,7 @@ def load_rewards(
     names, device = tuple(names), torch.device(device)
     check_names(names, REWARD_NAMES, "reward")
     located = locate_rewards(names, checkpoints)
-    return {name: _load(name, files, device, choose_dtype(dtype, device)) for name, files in located.items()}
+    return {name: _load(name, files, device, choose_tower_dtype(dtype, device)) for name, files in located.items()}
 
 
 def load_scorers(
@@ -78,6 +79,14 @@ def load_scorers(
     metrics = _video_metrics([name for name in names if name in VIDEO_METRICS], device, checkpoints)
     scorers: dict[str, Scorer] = {name: as_scorer(reward) for name, reward in rewards.items()}
     return {name: scorers.get(name) or metrics.get(name) or _judge() for name in names}
+
+
+def choose_tower_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The floating type of a tower; "auto" is that of models, but float32 where theirs is float16: a reward is a
+    twentieth of the work, and the gradient of a cosine is lost among so small exponents.
+    """
+    chosen = choose_dtype(name, device)
+    return torch.float32 if chosen == torch.float16 else chosen
 
 
 def _load(name: str, files: Mapping[str, Path], device: torch.device, dtype: torch.dtype) -> RewardModel:

@@ -127,7 +127,7 @@ def test_handwritten_candidates_are_not_repeated() -> None:
         ("prompts.handwritten", [], ["prompts.handwritten: []", "at least one"]),
         ("prompts.handwritten", [" "], ["prompts.handwritten", "blank"]),
         ("prompts.train", 3, ["prompts.train: 3 is not a text"]),
-        ("model.dtype", "fp16", ["model.dtype: 'fp16' is not one of auto, float32, bfloat16"]),
+        ("model.dtype", "fp16", ["model.dtype: 'fp16' is not one of auto, float32, bfloat16, float16"]),
         ("seed", -1, ["seed: -1", "at least 0"]),
         ("optim", 3, ["optim: 3 is no group of settings"]),
     ],

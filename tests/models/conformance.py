@@ -263,6 +263,21 @@ class Conformance(ABC):
         (exact,) = torch.autograd.grad(self.rewards(model, n, PROMPTS[:1]).sum(), n)
         assert torch.cosine_similarity(gradient.flatten(), exact.flatten(), dim=0) > 0.98
 
+    def test_float16_has_the_gradient_of_a_small_reward(self, model: FrozenPipeline, folder: Path) -> None:
+        half = self.load(folder, dtype="float16")
+        assert torch.float16 in {p.dtype for p in half.denoiser.parameters()}
+        assert half.text_encoder_hash == model.text_encoder_hash
+        negative = self.negative(model)
+
+        def gradient(of: FrozenPipeline) -> Tensor:
+            n = negative.clone().requires_grad_()
+            (found,) = torch.autograd.grad(1e-9 * self.rewards(of, n, PROMPTS[:1]).sum(), n)
+            return 1e9 * found.flatten()
+
+        found, exact = gradient(half), gradient(model)
+        assert torch.cosine_similarity(found, exact, dim=0) > 0.999
+        assert 0.98 < found.norm() / exact.norm() < 1.02
+
     def test_prompts_that_are_too_long_are_counted_and_cut(
         self, model: FrozenPipeline, capfd: pytest.CaptureFixture[str]
     ) -> None:

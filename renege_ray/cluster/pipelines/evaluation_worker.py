@@ -36,7 +36,7 @@ class EvaluateWorker(ChunkWorker[ImageToMake]):
     _job: EvaluationJob
 
     def _load(self) -> None:
-        config, device = self._config, worker_device()
+        config, device = self._config, worker_device(self._config.cluster)
         scorers = load_scorers(
             scores_of(config).all, device, checkpoints=config.rewards.checkpoints, dtype=config.rewards.dtype
         )

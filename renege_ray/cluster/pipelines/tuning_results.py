@@ -110,7 +110,7 @@ def _gallery(job: TuningJob, report: TuningReport, shape: WorkerShape) -> Image.
 def _gallery_images(job: TuningJob, prompts: Sequence[str]) -> dict[str, Tensor]:
     """{method: (k, 3, H, W)} of prompts that have rows; runs where the workers ran."""
     torch.set_num_threads(job.threads)
-    model = load_model(job.config.model, worker_device())
+    model = load_model(job.config.model, worker_device(job.config.cluster))
     encoded = EncodedPrompts(model)
     with PromptEmbeddings.open(job.root) as embeddings:
         own = embeddings.batch(prompts)

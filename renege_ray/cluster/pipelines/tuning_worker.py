@@ -35,7 +35,7 @@ class PromptWorker(ChunkWorker[PromptToTune]):
     _job: TuningJob
 
     def _load(self) -> None:
-        config, device = self._config, worker_device()
+        config, device = self._config, worker_device(self._config.cluster)
         self._model: TextToImage = load_model(config.model, device)
         encoded = EncodedPrompts(self._model, capacity=1000)  # a prompt is needed for as long as it has a slot
         rewards = Rewards.load(config.rewards, device)

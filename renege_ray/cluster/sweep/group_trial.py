@@ -115,7 +115,7 @@ def train_in_group(parameters: dict[str, Any]) -> None:
     job: SweepJob = parameters["job"]
     task: TrialTask = parameters["task"]
     mailbox: Mailbox = parameters["mailbox"]
-    workers, device = this_worker(), worker_device()
+    workers, device = this_worker(), worker_device(job.base.cluster)
 
     def tell(report: TrialReport) -> None:
         ray.train.report(as_result(report) if workers.rank == 0 else {})

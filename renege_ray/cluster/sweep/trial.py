@@ -82,7 +82,7 @@ class TrialTask:
 
 def trial_in_process(given: dict[str, Any], job: SweepJob) -> None:
     """A function for Ray Tune: one worker, this process."""
-    with_reasons(lambda: run_trial(job, given[TASK], Workers(), worker_device(), _tell_tune))
+    with_reasons(lambda: run_trial(job, given[TASK], Workers(), worker_device(job.base.cluster), _tell_tune))
 
 
 def with_reasons(work: Callable[[], None]) -> None:

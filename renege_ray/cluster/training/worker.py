@@ -102,7 +102,7 @@ def _train(job: TrainJob, mailbox: Mailbox, workers: Workers) -> dict[str, Any]:
 
 
 def _load(config: RunConfig) -> tuple[TextToImage, Rewards]:
-    device = worker_device()
+    device = worker_device(config.cluster)
     return load_model(config.model, device), Rewards.load(config.rewards, device)
 
 

@@ -9,7 +9,6 @@ import torch.distributed
 from ray.train.collective import broadcast_from_rank_zero
 from torch import Tensor
 
-from renege_ray.cluster.session.device import worker_device
 from renege_ray.cluster.training.checkpoints import CheckpointStore
 from renege_ray.errors import UserError, full_line, is_full
 from renege_ray.sampling.workers import Workers
@@ -53,8 +52,10 @@ def checkpoint_of_rank_zero(store: CheckpointStore, workers: Workers) -> Trainin
 
 
 def all_sum(values: Tensor) -> Tensor:
-    """The sum over the worker group, on the CPU. NCCL moves tensors of the accelerator only."""
-    moved = values.to(worker_device()) if torch.distributed.get_backend() == "nccl" else values.clone()
+    """The sum over the worker group, on the CPU. NCCL moves tensors of the accelerator only: of the current GPU, which
+    is the worker's own.
+    """
+    moved = values.cuda() if torch.distributed.get_backend() == "nccl" else values.clone()
     torch.distributed.all_reduce(moved)
     return moved.to(values.device)
 

@@ -197,7 +197,7 @@ def _start(projections: Mapping[str, Tensor], factors: Mapping[str, Tensor]) -> 
 
 
 def _square(tensor: Tensor) -> float:
-    return float(tensor.double().square().sum())
+    return float(tensor.cpu().double().square().sum())
 
 
 def _rms(tensors: Sequence[Tensor]) -> float:

@@ -65,11 +65,11 @@ def prediction_errors(
         else:
             fresh = torch.stack([noise(model.latent_shape, pair.seed, "ddpm", i) for pair in pairs])
             x = schedule.ancestral_step(x, x0, fresh.to(x), i)
-    return torch.stack([_rms(x0 - x) for x0 in predictions], dim=1).cpu()
+    return torch.stack([_rms(x0 - x) for x0 in predictions], dim=1)
 
 
 def _rms(difference: Tensor) -> Tensor:
-    return difference.double().square().flatten(1).mean(dim=1).sqrt()
+    return difference.cpu().double().square().flatten(1).mean(dim=1).sqrt()
 
 
 def add_flags(command: argparse.ArgumentParser) -> None:

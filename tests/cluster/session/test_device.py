@@ -5,6 +5,7 @@ import ray
 import torch
 
 from renege_ray.cluster.session.device import worker_device
+from renege_ray.config.jobs import ClusterConfig
 
 
 @pytest.mark.parametrize(
@@ -28,5 +29,5 @@ def test_the_gpu_that_ray_has_given_is_the_current_one(
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert worker_device() == torch.device(expected)
+    assert worker_device(ClusterConfig()) == torch.device(expected)
     assert current == [torch.device(expected)] * bool(own)
