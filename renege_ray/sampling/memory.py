@@ -62,7 +62,9 @@ class GradientMemory:
 _NO_LIMIT = 2**31
 
 
-def plan_memory(memory: str, given: Literal["auto"] | int, model: TextToImage, *, share: float = 1.0) -> GradientMemory:
+def plan_memory(
+    memory: str, given: Literal["auto"] | int, model: TextToImage, *, share: float | None = None
+) -> GradientMemory:
     """How the gradient step uses what is left beside all that has been loaded already.
 
     A micro-batch size that the user gave is kept; activations are then saved if it does not fit otherwise.
@@ -71,7 +73,7 @@ def plan_memory(memory: str, given: Literal["auto"] | int, model: TextToImage, *
         memory: as `RunConfig.memory`.
         given: the setting of the micro-batch size.
         model: on its device.
-        share: of the accelerator that this process may use.
+        share: of the accelerator that this process may use; None: what it is held to, as torch says.
     """
     available = available_memory(memory, model.device, share=share)
     if available is None:
@@ -94,19 +96,20 @@ def _with_decodes(available: float, of: Activations, saving: bool, wanted: int) 
     return plan
 
 
-def available_memory(memory: str, device: torch.device, *, share: float = 1.0) -> float | None:
+def available_memory(memory: str, device: torch.device, *, share: float | None = None) -> float | None:
     """GiB for the gradient step, beside the weights that are loaded and the reserve; None: no limit.
 
-    `memory` names a size, or is "auto": all of the accelerator that is free; on a CPU there is no limit. What PyTorch
-    keeps in its own cache is free, too: a plan is the same whatever was computed before.
+    `memory` names what this process has, or is "auto": all of the accelerator that is free. Either way it is no more
+    than the share of the accelerator that the process is held to. On a CPU there is no limit. What PyTorch keeps in its
+    own cache is free, too: a plan is the same whatever was computed before.
     """
     if device.type != "cuda":
         return None if memory == "auto" else TIERS[memory] * 1e9 / 2**30 - RESERVE
     free, total = torch.cuda.mem_get_info(device)
     own, cached = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
-    if memory != "auto":
-        return (TIERS[memory] * 1e9 * share - own) / 2**30 - RESERVE
-    return min(free + cached - own, total * share - own) / 2**30 - RESERVE
+    held = total * (torch.cuda.get_per_process_memory_fraction(device) if share is None else share)
+    left = free + cached if memory == "auto" else TIERS[memory] * 1e9
+    return (min(left, held) - own) / 2**30 - RESERVE
 
 
 class CudaMeter:

@@ -28,9 +28,20 @@ def model(family: type[FrozenPipeline], side: int, device: str = "cuda") -> Any:
 SD15, SD21, SDXL, PIXART = (StableDiffusion, 64), (StableDiffusion, 96), (StableDiffusionXL, 128), (PixArtAlpha, 64)
 
 
-def use(monkeypatch: pytest.MonkeyPatch, *, weights: float, cached: float = 0.0, total: float = 80.0) -> None:
-    """A GPU with so many GiB of live tensors and of PyTorch's own cache."""
-    free = int((total - weights - cached) * GIB)
+def use(
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    weights: float,
+    cached: float = 0.0,
+    others: float = 0.0,
+    total: float = 80.0,
+    share: float = 1.0,
+) -> None:
+    """A GPU with so many GiB of live tensors, of PyTorch's own cache, and of other processes; and the share of it that
+    this process is held to.
+    """
+    free = int((total - weights - cached - others) * GIB)
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device: share)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, int(total * GIB)))
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: int(weights * GIB))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: int((weights + cached) * GIB))
@@ -87,8 +98,22 @@ def test_a_plan_is_the_same_after_much_was_computed(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_process_plans_for_its_share_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = torch.device("cuda")
     use(monkeypatch, weights=10.0)
-    assert available_memory("auto", torch.device("cuda"), share=0.5) == 80 * 0.5 - 10 - 1.5
+    assert available_memory("auto", cuda, share=0.5) == 80 * 0.5 - 10 - 1.5
+    for others in (0.0, 35.0):  # whoever comes first would have taken all
+        use(monkeypatch, weights=10.0, cached=5.0, others=others, share=0.5)
+        assert available_memory("auto", cuda) == 80 * 0.5 - 10 - 1.5
+    use(monkeypatch, weights=10.0, others=50.0, share=0.5)  # another one has more than its share
+    assert available_memory("auto", cuda) == 80 - 50 - 10 - 1.5
+
+
+def test_a_size_that_is_named_is_the_processs_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--cluster.gpus-per-worker 0.33 --memory 24gb`, as docs/cluster.md has it; and no more than it is held to."""
+    cuda = torch.device("cuda")
+    use(monkeypatch, weights=10.0, share=0.33)
+    assert available_memory("24gb", cuda) == pytest.approx(24e9 / GIB - 10 - 1.5)
+    assert available_memory("80gb", cuda) == pytest.approx(80 * 0.33 - 10 - 1.5)
 
 
 def test_float32_takes_twice_as_much_and_small_images_little() -> None:

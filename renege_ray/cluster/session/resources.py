@@ -16,6 +16,9 @@ SMALLEST_AUTOMATIC_SHARE = 0.25
 # Of a trial's process that only starts workers and waits for them. Ray takes no 0 for it.
 DRIVER_CPUS = 0.01
 
+Backend = Literal["gloo"] | None
+"""Of torch.distributed; None: as Ray Train chooses, which is NCCL on GPUs."""
+
 
 @dataclass(frozen=True)
 class Node:
@@ -48,6 +51,11 @@ class WorkerShape:
     def elastic(self) -> bool:
         """Whether the group shrinks and grows with the cluster."""
         return self.min_workers < self.max_workers
+
+    @property
+    def backend(self) -> Backend:
+        """What the workers sum by."""
+        return backend_for(self.gpus)
 
     def resources(self) -> dict[str, float]:
         """Ray's `resources_per_worker`."""
@@ -93,6 +101,11 @@ class TrialShape:
     def threads(self) -> int:
         """Torch threads of a worker on the CPU."""
         return WorkerShape(1, 1, self.cpus, self.gpus).threads
+
+    @property
+    def backend(self) -> Backend:
+        """What the workers of a trial sum by."""
+        return backend_for(self.gpus)
 
     def worker_resources(self) -> dict[str, float]:
         """What a worker of a trial reserves in Ray. Where there are several, the process that starts them has its
@@ -149,6 +162,13 @@ def _no_room(
         f"{field}: {workers} workers of {needs} each do not fit the cluster of {total} with "
         f"room for {room}; {remedy}, or a smaller cluster.cpus_per_worker"
     )
+
+
+def backend_for(gpus: float) -> Backend:
+    """What workers of so many GPUs each sum by. NCCL refuses two processes on one GPU; what is summed is one embedding,
+    and comes from the CPU.
+    """
+    return "gloo" if 0 < gpus < 1 else None
 
 
 def capacity(nodes: Sequence[Node], cpus: float, gpus: float) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 import ray.train
 import ray.tune
 from ray.train import UserCallback
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.queue import Empty, Queue
 
 from renege_ray.cluster.session.device import worker_device
@@ -78,6 +78,7 @@ class GroupTrial(ray.tune.Trainable):
         trainer = TorchTrainer(
             train_in_group,
             train_loop_config={"task": task, "job": job, "mailbox": self._mailbox},
+            torch_config=TorchConfig(backend=job.shape.backend),
             scaling_config=ray.train.ScalingConfig(
                 num_workers=job.shape.workers,
                 use_gpu=bool(job.shape.gpus),

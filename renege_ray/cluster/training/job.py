@@ -109,11 +109,12 @@ def _train(config: RunConfig, inputs: Inputs, shape: WorkerShape, log: RunLog) -
 def _fit(job: TrainJob, attempt: str, mailbox: Mailbox, shape: WorkerShape) -> dict[str, Any]:
     """Start the trainer and wait; returns what rank 0 returned, or why Ray Train gave up."""
     import ray.train
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
 
     trainer = TorchTrainer(
         train_loop,
         train_loop_config={"job": job, "mailbox": mailbox},
+        torch_config=TorchConfig(backend=shape.backend),
         scaling_config=ray.train.ScalingConfig(
             num_workers=(shape.min_workers, shape.max_workers) if shape.elastic else shape.max_workers,
             use_gpu=bool(shape.gpus),

@@ -28,6 +28,17 @@ def test_workers_may_share_a_gpu() -> None:
 
 
 @pytest.mark.parametrize(
+    ("gpus_per_worker", "node", "backend"),
+    [(0.5, Node(8, 1), "gloo"), (0.33, Node(8, 2), "gloo"), (1.0, Node(8, 2), None), (2.0, Node(8, 2), None),
+     (0.5, Node(8), None)],
+)  # fmt: skip
+def test_workers_on_one_gpu_sum_by_what_allows_it(gpus_per_worker: float, node: Node, backend: str | None) -> None:
+    config = ClusterConfig(gpus_per_worker=gpus_per_worker)
+    assert worker_shape(config, [node]).backend == backend
+    assert trial_shape(config, 1, "auto", [node]).backend == backend
+
+
+@pytest.mark.parametrize(
     ("cluster", "workers", "max_concurrent", "node", "concurrent", "cpus"),
     [
         ({}, 1, "auto", Node(2), 2, 1.0),  # a trial for each core
