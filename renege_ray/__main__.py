@@ -32,7 +32,7 @@ def run_on_ray(job: str, argv: Sequence[str]) -> int:
     """Parse, check, and run a job. Returns the exit code; raises UserError for bad input."""
     invocation = from_args(argv, job)
     run = import_module(_JOBS[job]).run  # Ray and MLflow take seconds to import: not for a misspelt flag
-    return int(run(invocation.config, resume=invocation.resume, dry_run=invocation.dry_run))
+    return int(run(invocation.config, resume=invocation.resume, dry_run=invocation.dry_run, gpu=invocation.gpu))
 
 
 train_global = partial(run_on_ray, "train_global")  # these, `evaluate` and `generate` are what jobs/*.py call

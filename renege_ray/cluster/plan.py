@@ -2,64 +2,26 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
+from renege_ray.cluster.cost import Cost, evaluation_cost, gradient_cost, tuning_cost, validation_images
+from renege_ray.config.gpus import Gpu
 from renege_ray.config.run import RunConfig
 from renege_ray.errors import UserError
+from renege_ray.evaluation.inputs import scores_of
 from renege_ray.models.toy import EMBEDDED_MODELS
 from renege_ray.output.progress import duration
-from renege_ray.training.gradient import gradient_step_indices
 
 if TYPE_CHECKING:
-    from renege_ray.models.frozen_pipeline import FrozenPipeline
     from renege_ray.sweeps.space import SearchSpace
 
 
-@dataclass(frozen=True)
-class Cost:
-    """How often each part of the models is run, per image (a batch of 8 counts 8 times)."""
-
-    denoiser_forward: int
-    denoiser_backward: int
-    decode_forward: int
-    decode_backward: int
-    rewarded_images: int
-
-    def __add__(self, other: "Cost") -> "Cost":
-        return Cost(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
-
-
-def gradient_cost(config: RunConfig) -> Cost:
-    """All updates: the steps of the rollouts are drawn in advance, so the count is exact."""
-    optim = config.optim
-    group_size = optim.batch_size // optim.timestep_groups
-    rollouts = sum(
-        group_size * gradient_step_indices(config, step, group)[-1]
-        for step in range(optim.steps)
-        for group in range(optim.timestep_groups)
-    )
-    gradients = optim.steps * optim.batch_size * optim.gradients_per_rollout
-    return Cost(2 * rollouts + 2 * gradients, *[gradients] * 4)
-
-
-def evaluation_cost(config: RunConfig, images: int) -> Cost:
-    """Full generations of so many images."""
-    return Cost(2 * images * config.sampling.num_inference_steps, 0, images, 0, images)
-
-
-def validation_images(config: RunConfig) -> int:
-    """Images of all validations, the baselines and the handwritten candidates at the start included."""
-    every, steps = config.validation.every, config.optim.steps
-    rounds = 1 + steps // every + (1 if steps % every else 0)
-    pairs = config.validation.num_prompts * config.validation.seeds_per_prompt
-    return pairs * (rounds + 1 + len(config.prompts.handwritten))
-
-
-def describe_plan(config: RunConfig, notes: Sequence[str], problems: Sequence[UserError] = ()) -> str:
-    """The plan as text: what would be done, with what, at which cost, and what is in its way."""
+def describe_plan(
+    config: RunConfig, notes: Sequence[str], problems: Sequence[UserError] = (), gpu: Gpu | None = None
+) -> str:
+    """The plan as text: what would be done, with what, at which cost, on which GPU, and what is in its way."""
     parts = {
         "training": gradient_cost(config),
         "validation": evaluation_cost(config, validation_images(config)),
@@ -73,7 +35,7 @@ def describe_plan(config: RunConfig, notes: Sequence[str], problems: Sequence[Us
         *notes,
         *(f"{name}: {_counts(cost)}" for name, cost in parts.items()),
         f"in all: {_counts(total)}",
-        *_end(config, total, problems),
+        *_end(config, total, problems, gpu=gpu),
     ]
     return "\n".join(lines)
 
@@ -84,7 +46,12 @@ def not_ready(problems: Sequence[UserError]) -> str:
 
 
 def describe_sweep_plan(
-    config: RunConfig, space: "SearchSpace", trial: RunConfig, concurrent: int | None, notes: Sequence[str]
+    config: RunConfig,
+    space: "SearchSpace",
+    trial: RunConfig,
+    concurrent: int | None,
+    notes: Sequence[str],
+    gpu: Gpu | None = None,
 ) -> str:
     """The plan of a sweep as text.
 
@@ -93,6 +60,8 @@ def describe_sweep_plan(
         space: what it searches.
         trial: the configuration of the first trial, the preset's own.
         concurrent: trials at the same time; None where only the cluster knows.
+        notes: what there is to say of what was read.
+        gpu: that the hours are wanted on.
     """
     sweep = config.sweep
     if space.needs_training:
@@ -120,21 +89,12 @@ def describe_sweep_plan(
         *notes,
         f"one trial: {_counts(one)}",
         f"in all, if no trial is stopped: {_counts(total)}",
-        *_end(trial, total),
+        *_end(trial, total, gpu=gpu),
     ]
     return "\n".join(line for line in lines if line)
 
 
-def tuning_cost(config: RunConfig, prompts: int) -> Cost:
-    """All prompts, if none stops early: every candidate's generation and gradient, and what else is compared."""
-    tuning = config.tuning
-    seeds = tuning.tune_seeds + tuning.eval_seeds
-    generated = (tuning.steps + 1) * tuning.tune_seeds + 2 * seeds + 2 * tuning.eval_seeds
-    gradients = prompts * tuning.steps * tuning.tune_seeds * tuning.gradients_per_rollout
-    return evaluation_cost(config, prompts * generated) + Cost(2 * gradients, *[gradients] * 4)
-
-
-def describe_tuning_plan(config: RunConfig, prompts: int, notes: Sequence[str]) -> str:
+def describe_tuning_plan(config: RunConfig, prompts: int, notes: Sequence[str], gpu: Gpu | None = None) -> str:
     """The plan of per-prompt tuning as text."""
     tuning = config.tuning
     total = tuning_cost(config, prompts)
@@ -145,12 +105,14 @@ def describe_tuning_plan(config: RunConfig, prompts: int, notes: Sequence[str]) 
         f"{config.cluster.num_workers} worker(s) of {tuning.slots} slots; results in {config.output_dir}",
         *notes,
         f"at most: {_counts(total)}",
-        *_end(config, total),
+        *_end(config, total, gpu=gpu),
     ]
     return "\n".join(lines)
 
 
-def describe_evaluation_plan(config: RunConfig, prompts: int, images: int, notes: Sequence[str]) -> str:
+def describe_evaluation_plan(
+    config: RunConfig, prompts: int, images: int, notes: Sequence[str], gpu: Gpu | None = None
+) -> str:
     """The plan of an evaluation as text. Images of other models are counted as if they were of the configuration's."""
     evaluation = config.evaluation
     total = evaluation_cost(config, images)
@@ -161,7 +123,7 @@ def describe_evaluation_plan(config: RunConfig, prompts: int, images: int, notes
         *notes,
         f"{config.cluster.num_workers} worker(s); results in {config.output_dir}",
         _counts(total),
-        *_end(config, total),
+        *_end(config, total, judged=scores_of(config).all, gpu=gpu),
     ]
     return "\n".join(lines)
 
@@ -171,8 +133,19 @@ def _model_and_rewards(config: RunConfig) -> str:
     return f"model {config.model.id}, rewards {config.rewards.train}, held out {held_out}"
 
 
-def _end(config: RunConfig, total: Cost, problems: Sequence[UserError] = ()) -> list[str]:
-    return [not_ready(problems) or _estimate(config, total), "dry run: nothing was started"]
+def _end(
+    config: RunConfig,
+    total: Cost,
+    problems: Sequence[UserError] = (),
+    *,
+    judged: Sequence[str] | None = None,
+    gpu: Gpu | None = None,
+) -> list[str]:
+    """`judged`: by which rewards and judges images are looked at; None: by all that the section rewards names."""
+    rewards = config.rewards
+    judged = (*rewards.train, *rewards.held_out, *rewards.judges) if judged is None else judged
+    found = [not_ready(problems)] if problems else _estimate(config, total, judged, gpu)
+    return [*found, "dry run: nothing was started"]
 
 
 def _counts(cost: Cost) -> str:
@@ -182,15 +155,32 @@ def _counts(cost: Cost) -> str:
     )
 
 
-def _estimate(config: RunConfig, total: Cost) -> str:
-    """Seconds for an embedded model, which takes a moment to try; floating-point operations for any other."""
+def _estimate(config: RunConfig, total: Cost, judged: Sequence[str], gpu: Gpu | None) -> list[str]:
+    """Seconds for an embedded model, which takes a moment to try; floating-point operations for any other, and for all
+    where a GPU is named.
+    """
+    lines = []
     if config.model.id in EMBEDDED_MODELS:
         seconds = _toy_pass_seconds(config) * (total.denoiser_forward + 1.1 * total.denoiser_backward)
-        return f"about {duration(seconds)} (h:mm:ss or m:ss) of denoiser passes on one worker of this machine"
-    model = _model_without_weights(config)
-    flops = _denoiser_flops(model) * (total.denoiser_forward + 1.1 * total.denoiser_backward)
-    layout = model.embedding_layout.describe()
-    return f"{type(model).__name__}, negative of {layout}; about {flops / 1e15:.3g} PFLOP of denoiser passes"
+        lines.append(f"about {duration(seconds)} (h:mm:ss or m:ss) of denoiser passes on one worker of this machine")
+        if gpu is None:
+            return lines
+    from renege_ray.cluster.flops import ShapedModel, describe_hours, flops_of  # imports diffusers
+
+    shaped = ShapedModel.read(config)
+    parts = flops_of(shaped, total, config.rewards.train, judged)
+    described = f"{type(shaped.model).__name__}, negative of {shaped.model.embedding_layout.describe()}"
+    shares = ", ".join(f"{name} {_peta(value)}" for name, value in vars(parts).items())
+    lines.append(f"{described}; about {_peta(parts.total)} PFLOP: {shares}")
+    if gpu is not None:
+        lines.append(describe_hours(parts, gpu, config.model.dtype))
+    return lines
+
+
+def _peta(flops: float) -> str:
+    """Three digits, without an exponent."""
+    value = flops / 1e15
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _toy_pass_seconds(config: RunConfig) -> float:
@@ -208,25 +198,3 @@ def _toy_pass_seconds(config: RunConfig) -> float:
         for _ in range(rounds):
             model.denoise(latents, timestep, embeds)
     return (time.perf_counter() - started) / rounds / size
-
-
-def _model_without_weights(config: RunConfig) -> "FrozenPipeline":
-    """The model in a folder, or among the Hub's files, by its configuration files."""
-    from renege_ray.models.families.registry import check_family
-    from renege_ray.models.loading.hub import find_folder
-    from renege_ray.models.loading.user_errors import user_errors
-
-    folder = find_folder(config.model)
-    family = check_family(folder, config.model.id)
-    with user_errors(f"model {config.model.id!r}: its configuration", "export or download it again"):
-        return family.without_weights(folder, **family.options(config.model))
-
-
-def _denoiser_flops(model: "FrozenPipeline") -> float:
-    """Floating-point operations of the denoiser's forward pass on one image, counted without weights."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        latents, embeds = torch.empty(1, *model.latent_shape), torch.empty(1, *model.embedding_shape)
-        model.denoise(latents, torch.empty((), dtype=torch.int64), embeds)
-    return float(counter.get_total_flops())

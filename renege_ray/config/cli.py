@@ -3,7 +3,7 @@
 import argparse
 import inspect
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from renege_ray.config.argument_parser import ArgumentParser, command_of, help_text
 from renege_ray.config.faults import expected, fields, shown_value, unknown_field
 from renege_ray.config.fingerprint import fingerprint, has_effect, is_foreign
+from renege_ray.config.gpus import GPUS, Gpu, gpu_of
 from renege_ray.config.jobs import EvaluationConfig, SweepConfig
 from renege_ray.config.paths import same_place
 from renege_ray.config.preset_choice import DEFAULT_PRESET, check_rewards, choose_preset, preset_for
@@ -45,7 +46,7 @@ _ALIASES = {
 _REPEATED = ("evaluation.methods",)  # flags that are given once for each item, in which commas are no separators
 # The same command given again goes on in the same folder.
 _REPEATABLE = ("tune_prompts", "evaluate", "sweep")
-_OTHER_FLAGS = ("--preset", "--resume", "--dry-run", "--help")
+_OTHER_FLAGS = ("--preset", "--resume", "--dry-run", "--gpu", "--help")
 
 # No gradients are taken in an evaluation: any number of steps will do.
 _NO_GRADIENTS = {"sampling.gradient_steps": [0, 1], "optim.gradients_per_rollout": 1}
@@ -58,6 +59,8 @@ class Invocation:
     config: RunConfig
     resume: bool = False
     dry_run: bool = False
+    gpu: Gpu | None = None
+    """That the hours of a dry run are wanted on."""
 
 
 def from_args(argv: Sequence[str], job: str) -> Invocation:
@@ -67,6 +70,14 @@ def from_args(argv: Sequence[str], job: str) -> Invocation:
         UserError: for anything wrong with the flags, the preset, the configuration or the output folder.
     """
     texts = vars(_parser(job, _base_config(argv)).parse_args(_tokens(argv)))
+    gpu = gpu_of(texts.pop("gpu")) if "gpu" in texts else None
+    if gpu is not None and not texts.get("dry_run"):
+        raise UserError("--gpu: says what a dry run is to be priced on, and chooses no hardware; add --dry-run")
+    return replace(_invocation(texts, job), gpu=gpu)
+
+
+def _invocation(texts: dict[str, Any], job: str) -> Invocation:
+    """What the flags, as texts, ask for."""
     preset, resume = texts.pop("preset", None), texts.pop("resume", None)
     dry_run = texts.pop("dry_run", False)
     # Not by argparse's `type`, which would replace the message of a ValueError by one of its own.
@@ -198,7 +209,7 @@ def _parser(job: str, base: RunConfig) -> argparse.ArgumentParser:
     command = command_of(job)
     parser = _Parser(
         prog=command,
-        usage="%(prog)s [--preset NAME|FILE] [--output-dir DIR | --resume DIR] [--dry-run] [--FIELD VALUE]",
+        usage="%(prog)s [--preset NAME|FILE] [--output-dir DIR | --resume DIR] [--dry-run [--gpu NAME]] [--FIELD X]",
         epilog=help_text(job, command),
         argument_default=argparse.SUPPRESS,
     )
@@ -212,6 +223,9 @@ def _parser(job: str, base: RunConfig) -> argparse.ArgumentParser:
     )
     run.add_argument("--resume", metavar="DIR", help="go on from the last checkpoint of the run in DIR")
     run.add_argument("--dry-run", action="store_true", help="check everything, print the plan, start nothing")
+    run.add_argument(
+        "--gpu", metavar="NAME", help=f"with --dry-run: the hours on one such GPU, as an estimate ({', '.join(GPUS)})"
+    )
     values = to_mapping(base)
     known = fields(RunConfig)
     for name in RunConfig.model_fields:

@@ -203,10 +203,10 @@ class FrozenPipeline(ABC):
 
 
 def shape_of(folder: Path) -> Any:
-    """A network of diffusers on the meta device, from its configuration file."""
+    """A network of diffusers on the meta device, frozen, from its configuration file."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     with torch.device("meta"):
-        return getattr(diffusers, config["_class_name"]).from_config(config)
+        return getattr(diffusers, config["_class_name"]).from_config(config).requires_grad_(False)
 
 
 @lru_cache

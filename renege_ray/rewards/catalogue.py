@@ -40,6 +40,8 @@ class RewardFacts:
     sources: tuple[Source, ...] = ()
     """The weights first; what else there is may lie beside them."""
     reads_prompts: bool = True
+    gflop: tuple[float, float] = (0, 0)
+    """Of one image, and back to its pixels, without the text tower; tests/rewards/test_costs.py counts it."""
 
 
 # Any CLIP has the same vocabulary; it follows from the list of merges alone.
@@ -49,12 +51,21 @@ DINO = Source("dino", "facebook/dino-vitb16", ("pytorch_model.bin", "model.safet
 CLIP_B = Source("clip_b", "openai/clip-vit-base-patch32", ("pytorch_model.bin", "model.safetensors"), ("config.json",))
 CLIP_L = Source("clip", "openai/clip-vit-large-patch14", ("model.safetensors",), ("config.json",))
 
+# GFLOP of CLIP's image towers at 224x224, forward and backward.
+VIT_H, VIT_L = (334.6, 345.4), (162.0, 168.5)
 # The second is what its authors call the first.
 _AESTHETIC_FILES = ("aesthetic-model.pth", "sac+logos+ava1-l14-linearMSE.pth")
 
 _ALL = (
-    RewardFacts("toy", "1", "toy", (-4, 5.5), "the embedded model's reward to train against"),
-    RewardFacts("toy_held_out", "1", "toy", (-4, 5), "the embedded model's reward that exposes reward hacking"),
+    RewardFacts("toy", "1", "toy", (-4, 5.5), "the embedded model's reward to train against", gflop=(0.018, 0.018)),
+    RewardFacts(
+        "toy_held_out",
+        "1",
+        "toy",
+        (-4, 5),
+        "the embedded model's reward that exposes reward hacking",
+        gflop=(0.015, 0.015),
+    ),
     RewardFacts(
         "hpsv2-v2.1",
         "v2.1",
@@ -62,6 +73,7 @@ _ALL = (
         (0.15, 0.35),
         "Human Preference Score v2.1: what people prefer, CLIP ViT-H/14",
         (Source("hpsv2-v2.1", "xswu/HPSv2", ("HPS_v2.1_compressed.pt",)), CLIP_VOCABULARY),
+        gflop=VIT_H,
     ),
     RewardFacts(
         "hpsv2-v2.0",
@@ -70,6 +82,7 @@ _ALL = (
         (0.23, 0.31),
         "Human Preference Score v2.0: as above, an older training",
         (Source("hpsv2-v2.0", "xswu/HPSv2", ("HPS_v2_compressed.pt",)), CLIP_VOCABULARY),
+        gflop=VIT_H,
     ),
     RewardFacts(
         "pickscore",
@@ -78,6 +91,7 @@ _ALL = (
         (17, 24),
         "PickScore: what the users of Pick-a-Pic chose, CLIP ViT-H/14",
         (Source("pickscore", "yuvalkirstain/PickScore_v1", ("model.safetensors",), ("config.json",)), CLIP_VOCABULARY),
+        gflop=VIT_H,
     ),
     RewardFacts(
         "clip",
@@ -86,6 +100,7 @@ _ALL = (
         (0.12, 0.35),
         "CLIPScore: does the image show what the prompt says (a cosine)",
         (CLIP_L, CLIP_VOCABULARY),
+        gflop=VIT_L,
     ),
     RewardFacts(
         "aesthetic",
@@ -95,6 +110,7 @@ _ALL = (
         "LAION's aesthetic predictor v2: how well people rate the image, from 1 to 10",
         (Source("aesthetic", "trl-lib/ddpo-aesthetic-predictor", _AESTHETIC_FILES), CLIP_L),
         reads_prompts=False,
+        gflop=VIT_L,
     ),
     RewardFacts(
         "imagereward",
@@ -103,6 +119,7 @@ _ALL = (
         (-2.3, 2.1),
         "ImageReward: what people prefer, BLIP",
         (Source("imagereward", "THUDM/ImageReward", ("ImageReward.pt",)), BERT_VOCABULARY),
+        gflop=(137.8, 141.7),
     ),
 )
 
@@ -124,6 +141,7 @@ _VIDEO_METRICS = (
         "VBench's subject consistency: how alike the frames' DINO features are",
         (DINO,),
         reads_prompts=False,
+        gflop=(35.1, 36.6),
     ),
     RewardFacts(
         "background_consistency",
@@ -133,6 +151,7 @@ _VIDEO_METRICS = (
         "VBench's background consistency: how alike the frames' CLIP features are",
         (CLIP_B,),
         reads_prompts=False,
+        gflop=(8.8, 8.9),
     ),
 )
 VIDEO_METRICS = {facts.name: facts for facts in _VIDEO_METRICS}

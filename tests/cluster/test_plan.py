@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from renege_ray.cluster.plan import describe_plan, evaluation_cost, gradient_cost, validation_images
+from renege_ray.cluster.cost import evaluation_cost, gradient_cost, validation_images
+from renege_ray.cluster.plan import describe_plan
 from renege_ray.config.run import RunConfig, parse_config
 from renege_ray.errors import UserError
 from tests.tiny import build_tiny_pipeline, build_tiny_pixart, build_tiny_sdxl, build_tiny_video

@@ -112,6 +112,21 @@ def test_flags_win_over_a_preset_file_over_defaults() -> None:
 def test_dry_run() -> None:
     assert parse("--dry-run").dry_run
     assert parse("--dry_run", "--seed", "1").dry_run
+    assert parse("--dry-run").gpu is None
+
+
+def test_a_dry_run_on_a_named_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    for job in ("train_global", "tune_prompts", "evaluate", "sweep"):
+        invocation = from_args(["--dry-run", "--gpu", "RTX 4090"], job)
+        assert invocation.dry_run and invocation.gpu is not None and invocation.gpu.name == "RTX 4090"
+    assert parse("--gpu=h100", "--dry-run").gpu is not None
+    assert complaint("--dry-run", "--gpu", "h101").startswith("--gpu: 'h101' is not in the table; did you mean h100?")
+    assert complaint("--gpu", "h100") == (
+        "--gpu: says what a dry run is to be priced on, and chooses no hardware; add --dry-run"
+    )
+    with pytest.raises(SystemExit):
+        parse("--help")
+    assert "rtx4090" in capsys.readouterr().out
 
 
 # Faults

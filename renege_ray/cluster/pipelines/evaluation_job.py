@@ -12,6 +12,7 @@ from renege_ray.cluster.session import ray_session  # noqa: F401 (first: it sets
 from renege_ray.cluster.session.resources import WorkerShape
 from renege_ray.cluster.tracking.runs import RunLog
 from renege_ray.cluster.training.checkpoints import check_rows_go_on, shared_folder
+from renege_ray.config.gpus import Gpu
 from renege_ray.config.run import RunConfig
 from renege_ray.evaluation.inputs import EvaluationInputs, read_evaluation_inputs
 from renege_ray.evaluation.progress import EvaluationProgress
@@ -22,10 +23,17 @@ JOB = "evaluate"
 CHUNK_BATCHES = 16  # a chunk is what a worker is given at once
 
 
-def run(config: RunConfig, *, resume: bool = False, dry_run: bool = False) -> int:
+def run(config: RunConfig, *, resume: bool = False, dry_run: bool = False, gpu: Gpu | None = None) -> int:
     """Make all images that have no row yet, and report on all of them. See `run_repeatable`."""
     return run_repeatable(
-        JOB, config, resume=resume, dry_run=dry_run, read=_read, plan=_plan, work=_evaluate, shape_on=workers_on
+        JOB,
+        config,
+        resume=resume,
+        dry_run=dry_run,
+        read=_read,
+        plan=partial(_plan, gpu),
+        work=_evaluate,
+        shape_on=workers_on,
     )
 
 
@@ -34,8 +42,8 @@ def _read(config: RunConfig) -> EvaluationInputs:
     return read_evaluation_inputs(config)
 
 
-def _plan(config: RunConfig, inputs: EvaluationInputs) -> str:
-    return describe_evaluation_plan(config, inputs.prompts, len(inputs.images), inputs.notes)
+def _plan(gpu: Gpu | None, config: RunConfig, inputs: EvaluationInputs) -> str:
+    return describe_evaluation_plan(config, inputs.prompts, len(inputs.images), inputs.notes, gpu)
 
 
 def _evaluate(config: RunConfig, inputs: EvaluationInputs, shape: WorkerShape, log: RunLog) -> int:

@@ -12,6 +12,7 @@ from renege_ray.cluster.session import ray_session  # noqa: F401 (first: it sets
 from renege_ray.cluster.session.resources import WorkerShape
 from renege_ray.cluster.tracking.runs import RunLog
 from renege_ray.cluster.training.checkpoints import check_rows_go_on, shared_folder
+from renege_ray.config.gpus import Gpu
 from renege_ray.config.run import RunConfig
 from renege_ray.embeddings.tables import POINTER, TABLE
 from renege_ray.output.folder import CONFIG_FILE, write_text
@@ -25,10 +26,17 @@ JOB = "tune_prompts"
 CHUNK_ROUNDS = 8
 
 
-def run(config: RunConfig, *, resume: bool = False, dry_run: bool = False) -> int:
+def run(config: RunConfig, *, resume: bool = False, dry_run: bool = False, gpu: Gpu | None = None) -> int:
     """Tune all prompts that have no row yet, and report on all rows. See `run_repeatable`."""
     return run_repeatable(
-        JOB, config, resume=resume, dry_run=dry_run, read=_read, plan=_plan, work=_tune, shape_on=workers_on
+        JOB,
+        config,
+        resume=resume,
+        dry_run=dry_run,
+        read=_read,
+        plan=partial(_plan, gpu),
+        work=_tune,
+        shape_on=workers_on,
     )
 
 
@@ -37,8 +45,8 @@ def _read(config: RunConfig) -> TuningInputs:
     return read_tuning_inputs(config)
 
 
-def _plan(config: RunConfig, inputs: TuningInputs) -> str:
-    return describe_tuning_plan(config, len(inputs.prompts), inputs.notes)
+def _plan(gpu: Gpu | None, config: RunConfig, inputs: TuningInputs) -> str:
+    return describe_tuning_plan(config, len(inputs.prompts), inputs.notes, gpu)
 
 
 def _tune(config: RunConfig, inputs: TuningInputs, shape: WorkerShape, log: RunLog) -> int:

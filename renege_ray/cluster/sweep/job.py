@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
@@ -28,6 +29,7 @@ from renege_ray.cluster.sweep.watch import TrialWatch, close_trial_log, open_tri
 from renege_ray.cluster.tracking import journal
 from renege_ray.cluster.tracking.runs import RunLog
 from renege_ray.cluster.training.checkpoints import shared_folder
+from renege_ray.config.gpus import Gpu
 from renege_ray.config.run import RunConfig, check_work_for_everybody
 from renege_ray.errors import UserError
 from renege_ray.output.console import say
@@ -39,13 +41,20 @@ JOB = "sweep"
 SPACE_FILE = "search_space.json"
 
 
-def run(config: RunConfig, *, resume: bool = False, dry_run: bool = False) -> int:
+def run(config: RunConfig, *, resume: bool = False, dry_run: bool = False, gpu: Gpu | None = None) -> int:
     """Run the trials that are missing, confirm the best setting on fresh seeds, and report. See `run_repeatable`.
 
     The exit code is 1 where no trial has a value, or a confirming training failed.
     """
     return run_repeatable(
-        JOB, config, resume=resume, dry_run=dry_run, read=SweepInputs.read, plan=_plan, work=_sweep, shape_on=_trials_on
+        JOB,
+        config,
+        resume=resume,
+        dry_run=dry_run,
+        read=SweepInputs.read,
+        plan=partial(_plan, gpu),
+        work=_sweep,
+        shape_on=_trials_on,
     )
 
 
@@ -79,12 +88,12 @@ def _trials_on(config: RunConfig, nodes: Sequence[Node], autoscaled: bool) -> Tr
     return trial_shape(config.cluster, sweep.workers_per_trial, sweep.max_concurrent, nodes, autoscaled=autoscaled)
 
 
-def _plan(config: RunConfig, read: SweepInputs) -> str:
+def _plan(gpu: Gpu | None, config: RunConfig, read: SweepInputs) -> str:
     space = read.space
     default = thrifty(space.config(config, space.first_points(config)[0]), config, metrics_of(space))
     known = session.uses_own_cluster()
     concurrent = _trials_on(config, [session.this_machine()], False).concurrent if known else None
-    return describe_sweep_plan(config, space, default, concurrent, read.notes)
+    return describe_sweep_plan(config, space, default, concurrent, read.notes, gpu)
 
 
 def _sweep(config: RunConfig, read: SweepInputs, shape: TrialShape, log: RunLog) -> int:

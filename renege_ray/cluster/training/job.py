@@ -15,6 +15,7 @@ from renege_ray.cluster.tracking.runs import RunLog
 from renege_ray.cluster.training.checkpoints import CheckpointStore, check_goes_on, checkpoint_root
 from renege_ray.cluster.training.worker import TrainJob, train_loop
 from renege_ray.cluster.training.worker_group import first_cause
+from renege_ray.config.gpus import Gpu
 from renege_ray.config.run import RunConfig
 from renege_ray.output.console import say
 from renege_ray.output.folder import CONFIG_FILE, shown_path
@@ -28,7 +29,7 @@ ERROR_FILE = "error.txt"
 _KEPT_CHECKPOINTS = 3
 
 
-def run(config: RunConfig, *, resume: bool = False, dry_run: bool = False) -> int:
+def run(config: RunConfig, *, resume: bool = False, dry_run: bool = False, gpu: Gpu | None = None) -> int:
     """Train, evaluate, and write the results; or go on from the newest whole checkpoint. See `run_repeatable`."""
     return run_repeatable(
         JOB,
@@ -37,7 +38,7 @@ def run(config: RunConfig, *, resume: bool = False, dry_run: bool = False) -> in
         dry_run=dry_run,
         check=_check,
         read=partial(_read, resume),
-        plan=_plan,
+        plan=partial(_plan, gpu),
         work=_train,
         shape_on=workers_on,
     )
@@ -57,8 +58,8 @@ def _read(resume: bool, config: RunConfig) -> Inputs:
     return inputs
 
 
-def _plan(config: RunConfig, inputs: Inputs) -> str:
-    return describe_plan(config, inputs.notes)
+def _plan(gpu: Gpu | None, config: RunConfig, inputs: Inputs) -> str:
+    return describe_plan(config, inputs.notes, gpu=gpu)
 
 
 def _train(config: RunConfig, inputs: Inputs, shape: WorkerShape, log: RunLog) -> int:

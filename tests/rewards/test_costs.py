@@ -1,0 +1,115 @@
+"""What the catalogue says of a reward's cost, counted on the architectures that the published checkpoints have."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import (
+    BlipTextConfig,
+    BlipTextModel,
+    BlipVisionConfig,
+    BlipVisionModel,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+    ViTConfig,
+    ViTModel,
+)
+
+from renege_ray.models.toy.preferences import REWARD_NETWORKS
+from renege_ray.rewards.catalogue import REWARDS, VIDEO_METRICS
+from renege_ray.rewards.imagereward import MAX_TOKENS
+
+Flops = tuple[float, float]
+VIT_H = {"hidden_size": 1280, "intermediate_size": 5120, "num_attention_heads": 16, "patch_size": 14}
+VIT_L = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "patch_size": 14}
+
+
+def count(function: Callable[[Tensor], Tensor], *shape: int, device: str = "meta") -> Flops:
+    """GFLOP of the way there and of the way back to the input."""
+    x = torch.zeros(shape, device=device, requires_grad=True)
+    with FlopCounterMode(display=False) as there:
+        y = function(x)
+    with FlopCounterMode(display=False) as back:
+        torch.autograd.grad(y, x, torch.zeros_like(y))
+    return there.get_total_flops() / 1e9, back.get_total_flops() / 1e9
+
+
+def of_layers(layers: int, counted: Callable[[int], Flops]) -> Flops:
+    """From networks of one and of two layers, which are alike: making 32 of them takes seconds."""
+    one, two = counted(1), counted(2)
+    return one[0] + (layers - 1) * (two[0] - one[0]), one[1] + (layers - 1) * (two[1] - one[1])
+
+
+def clip(layers: int, **sizes: int) -> Flops:
+    def counted(number: int) -> Flops:
+        with torch.device("meta"):
+            tower = CLIPVisionModelWithProjection(CLIPVisionConfig(**sizes, num_hidden_layers=number))
+        return count(lambda x: tower.requires_grad_(False)(x).image_embeds, 1, 3, 224, 224)
+
+    return of_layers(layers, counted)
+
+
+def dino() -> Flops:
+    def counted(number: int) -> Flops:
+        with torch.device("meta"):
+            tower = ViTModel(ViTConfig(num_hidden_layers=number), add_pooling_layer=False)
+        return count(lambda x: tower.requires_grad_(False)(x).last_hidden_state, 1, 3, 224, 224)
+
+    return of_layers(12, counted)
+
+
+def imagereward() -> Flops:
+    def vision(number: int) -> Flops:
+        sizes = VIT_L | {"patch_size": 16, "image_size": 224}
+        with torch.device("meta"):
+            tower = BlipVisionModel(BlipVisionConfig(**sizes, num_hidden_layers=number))
+        return count(lambda x: tower.requires_grad_(False)(x).last_hidden_state, 1, 3, 224, 224)
+
+    def text(number: int) -> Flops:
+        config: Any = BlipTextConfig(
+            hidden_size=768, encoder_hidden_size=1024, intermediate_size=3072, num_attention_heads=12, vocab_size=9,
+            num_hidden_layers=number, bos_token_id=1, eos_token_id=2, pad_token_id=0, sep_token_id=2,
+        )  # fmt: skip
+        tower = BlipTextModel(config, add_pooling_layer=False).requires_grad_(False)
+        tokens = torch.ones(1, MAX_TOKENS, dtype=torch.int64)
+
+        def first(patches: Tensor) -> Tensor:
+            output = tower(input_ids=tokens, attention_mask=tokens, encoder_hidden_states=patches)
+            return output.last_hidden_state[:, 0]
+
+        return count(first, 1, 197, 1024, device="cpu")
+
+    of_vision, of_text = of_layers(24, vision), of_layers(12, text)
+    return of_vision[0] + of_text[0], of_vision[1] + of_text[1]
+
+
+def toy(name: str) -> Flops:
+    with torch.device("meta"):
+        network = REWARD_NETWORKS[name](400, 399).requires_grad_(False)
+        return count(lambda x: network(x, torch.ones(1, 12, dtype=torch.int64)), 1, 3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("names", "counted"),
+    [
+        (("hpsv2-v2.1", "hpsv2-v2.0", "pickscore"), lambda: clip(32, **VIT_H, projection_dim=1024)),
+        (("clip", "aesthetic"), lambda: clip(24, **VIT_L, projection_dim=768)),
+        (("imagereward",), imagereward),
+        (("toy",), lambda: toy("toy")),
+        (("toy_held_out",), lambda: toy("toy_held_out")),
+        (("subject_consistency",), dino),
+        (("background_consistency",), lambda: clip(12, projection_dim=512)),
+    ],
+)
+def test_what_an_image_costs(names: tuple[str, ...], counted: Callable[[], Flops]) -> None:
+    true = counted()
+    for name in names:
+        assert (REWARDS | VIDEO_METRICS)[name].gflop == pytest.approx(true, rel=0.03), name
+
+
+def test_every_reward_says_what_it_costs() -> None:
+    free = [facts.name for facts in (REWARDS | VIDEO_METRICS).values() if not facts.gflop[0]]
+    assert free == ["temporal_flickering"], "which has no network"
