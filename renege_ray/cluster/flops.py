@@ -23,6 +23,7 @@ from renege_ray.models.frozen_pipeline import FrozenPipeline, shape_of
 from renege_ray.models.hardware import fastest_dtype
 from renege_ray.models.loading.hub import find_folder
 from renege_ray.models.loading.user_errors import user_errors
+from renege_ray.models.text_encoder import read_encoders
 from renege_ray.rewards.catalogue import REWARDS, VIDEO_METRICS, full_name
 
 BothWays = tuple[float, float]
@@ -50,6 +51,7 @@ class ShapedModel:
     model: FrozenPipeline
     decoder: Any
     """The VAE of diffusers."""
+    folder: Path
 
     @classmethod
     def read(cls, config: RunConfig) -> "ShapedModel":
@@ -61,12 +63,19 @@ class ShapedModel:
         folder: Path = find_folder(config.model)
         family = check_family(folder, config.model.id)
         with user_errors(f"model {config.model.id!r}: its configuration", "export or download it again"):
-            return cls(family.without_weights(folder, **family.options(config.model)), shape_of(folder / "vae"))
+            model = family.without_weights(folder, **family.options(config.model))
+            return cls(model, shape_of(folder / "vae"), folder)
 
     @property
     def frames(self) -> int:
         """Of a video; 1 of an image."""
         return prod(self.model.latent_shape[1:-2])
+
+    def numbers(self) -> int:
+        """Of all networks' weights, the text encoders' among them."""
+        networks = [self.model.denoiser, self.decoder, *read_encoders(self.folder)]
+        networks += [getattr(self.model.pipeline, "controlnet", torch.nn.Identity())]
+        return sum(weight.numel() for network in networks for weight in network.parameters())
 
     def denoiser_flops(self) -> BothWays:
         """Of one image, or video, in one branch of the guidance; back to the negative."""

@@ -166,6 +166,7 @@ def _estimate(config: RunConfig, total: Cost, judged: Sequence[str], gpu: Gpu | 
         if gpu is None:
             return lines
     from renege_ray.cluster.flops import ShapedModel, describe_hours, flops_of  # imports diffusers
+    from renege_ray.cluster.tiers import describe_tiers
 
     shaped = ShapedModel.read(config)
     parts = flops_of(shaped, total, config.rewards.train, judged)
@@ -174,6 +175,8 @@ def _estimate(config: RunConfig, total: Cost, judged: Sequence[str], gpu: Gpu | 
     lines.append(f"{described}; about {_peta(parts.total)} PFLOP: {shares}")
     if gpu is not None:
         lines.append(describe_hours(parts, gpu, config.model.dtype))
+    if total.denoiser_backward and config.model.id not in EMBEDDED_MODELS:
+        lines.append(describe_tiers(config, shaped))
     return lines
 
 

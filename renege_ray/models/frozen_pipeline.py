@@ -97,7 +97,7 @@ class FrozenPipeline(ABC):
         """
         model = cls.__new__(cls)
         model.name, model.dtype, model.device = folder.name, torch.float32, torch.device("meta")
-        model.embedding_layout = read_layout(folder)
+        model._vae, model.embedding_layout = None, read_layout(folder)
         model._denoiser = model._compiled = shape_of(folder / cls.DENOISER)
         vae = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
         model.pipeline = SimpleNamespace(vae_scale_factor=2 ** (len(vae["block_out_channels"]) - 1))

@@ -105,6 +105,18 @@ def _clip_tokens(pipeline: Any, encoders: list[Any]) -> int:
     return length
 
 
+def read_encoders(folder: Path) -> list[torch.nn.Module]:
+    """The text encoders of the model in a folder on the meta device, by their configuration files."""
+    import transformers
+
+    encoders = []
+    for name in (name for name in ENCODERS if (folder / name).is_dir()):
+        config = transformers.AutoConfig.from_pretrained(folder / name, local_files_only=True)
+        with torch.device("meta"):
+            encoders.append(getattr(transformers, config.architectures[0])(config))
+    return encoders
+
+
 def read_layout(folder: Path) -> EmbeddingLayout:
     """What an embedding is made of for the model in a folder, by its configuration files alone."""
     from transformers import AutoConfig

@@ -42,6 +42,8 @@ class RewardFacts:
     reads_prompts: bool = True
     gflop: tuple[float, float] = (0, 0)
     """Of one image, and back to its pixels, without the text tower; tests/rewards/test_costs.py counts it."""
+    gib: float = 0.0
+    """Of its weights on an accelerator: the image tower in bfloat16, a text tower in float32."""
 
 
 # Any CLIP has the same vocabulary; it follows from the list of merges alone.
@@ -74,6 +76,7 @@ _ALL = (
         "Human Preference Score v2.1: what people prefer, CLIP ViT-H/14",
         (Source("hpsv2-v2.1", "xswu/HPSv2", ("HPS_v2.1_compressed.pt",)), CLIP_VOCABULARY),
         gflop=VIT_H,
+        gib=2.5,
     ),
     RewardFacts(
         "hpsv2-v2.0",
@@ -83,6 +86,7 @@ _ALL = (
         "Human Preference Score v2.0: as above, an older training",
         (Source("hpsv2-v2.0", "xswu/HPSv2", ("HPS_v2_compressed.pt",)), CLIP_VOCABULARY),
         gflop=VIT_H,
+        gib=2.5,
     ),
     RewardFacts(
         "pickscore",
@@ -92,6 +96,7 @@ _ALL = (
         "PickScore: what the users of Pick-a-Pic chose, CLIP ViT-H/14",
         (Source("pickscore", "yuvalkirstain/PickScore_v1", ("model.safetensors",), ("config.json",)), CLIP_VOCABULARY),
         gflop=VIT_H,
+        gib=2.5,
     ),
     RewardFacts(
         "clip",
@@ -101,6 +106,7 @@ _ALL = (
         "CLIPScore: does the image show what the prompt says (a cosine)",
         (CLIP_L, CLIP_VOCABULARY),
         gflop=VIT_L,
+        gib=1.0,
     ),
     RewardFacts(
         "aesthetic",
@@ -111,6 +117,7 @@ _ALL = (
         (Source("aesthetic", "trl-lib/ddpo-aesthetic-predictor", _AESTHETIC_FILES), CLIP_L),
         reads_prompts=False,
         gflop=VIT_L,
+        gib=0.6,
     ),
     RewardFacts(
         "imagereward",
@@ -120,6 +127,7 @@ _ALL = (
         "ImageReward: what people prefer, BLIP",
         (Source("imagereward", "THUDM/ImageReward", ("ImageReward.pt",)), BERT_VOCABULARY),
         gflop=(137.8, 141.7),
+        gib=1.1,
     ),
 )
 
@@ -142,6 +150,7 @@ _VIDEO_METRICS = (
         (DINO,),
         reads_prompts=False,
         gflop=(35.1, 36.6),
+        gib=0.3,
     ),
     RewardFacts(
         "background_consistency",
@@ -152,6 +161,7 @@ _VIDEO_METRICS = (
         (CLIP_B,),
         reads_prompts=False,
         gflop=(8.8, 8.9),
+        gib=0.3,
     ),
 )
 VIDEO_METRICS = {facts.name: facts for facts in _VIDEO_METRICS}

@@ -78,6 +78,11 @@ def plan_memory(
     available = available_memory(memory, model.device, share=share)
     if available is None:
         return GradientMemory(float("inf"), 0.0, 0.0, None, saving=False)
+    return plan_within(available, given, model)
+
+
+def plan_within(available: float, given: Literal["auto"] | int, model: TextToImage) -> GradientMemory:
+    """How the gradient step uses so many GiB, beside the weights and the reserve; see `plan_memory`."""
     wanted = ENOUGH if given == "auto" else given
     for saving in (False, True):
         plan = _with_decodes(available, model.gradient_memory(saving=saving), saving, wanted)

@@ -110,6 +110,18 @@ def test_what_an_image_costs(names: tuple[str, ...], counted: Callable[[], Flops
         assert (REWARDS | VIDEO_METRICS)[name].gflop == pytest.approx(true, rel=0.03), name
 
 
+def test_the_weights_of_a_reward() -> None:
+    """Numbers of image and text towers as the published ones have them, in GiB."""
+    towers = {
+        "hpsv2-v2.1": (631e6, 354e6),
+        "clip": (303e6, 124e6),
+        "aesthetic": (303e6, 0),
+        "imagereward": (303e6, 142e6),
+    }
+    for name, (image, text) in towers.items():
+        assert REWARDS[name].gib == pytest.approx((2 * image + 4 * text) / 2**30, abs=0.06), name
+
+
 def test_every_reward_says_what_it_costs() -> None:
     free = [facts.name for facts in (REWARDS | VIDEO_METRICS).values() if not facts.gflop[0]]
     assert free == ["temporal_flickering"], "which has no network"
