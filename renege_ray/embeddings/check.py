@@ -92,4 +92,4 @@ def _images(pipeline: Any, prompt: str, arguments: dict[str, Any], seeds: list[i
 
 @torch.no_grad()
 def _mean(reward: WeightedReward, images: Tensor, prompt: str) -> float:
-    return float(reward(images, [prompt] * len(images)).double().mean())
+    return float(reward(images, [prompt] * len(images)).cpu().double().mean())

@@ -167,7 +167,7 @@ def evaluate(
             images = generate(model, negative, chunk, sampling, encoded)
             prompts = [pair.prompt for pair in chunk]
             scores = score(judges, images, prompts)
-            table[row, :, indices] = torch.stack([scores[name].double().cpu() for name in names])
+            table[row, :, indices] = torch.stack([scores[name].cpu().double() for name in names])
             for image, i in zip(middle_frame(images).float().cpu(), indices, strict=True):
                 if i < keep_images:
                     if kept is None:

@@ -104,7 +104,7 @@ class PromptScores:
         images = torch.stack([next(made) if sample.image is None else sample.image for sample in samples])
         images, prompts = images.to(self._model.device), [sample.pair.prompt for sample in samples]
         scores = score(self._scorers, images, prompts)
-        return torch.stack([scores[name].double().cpu() for name in self.names], dim=1)
+        return torch.stack([scores[name].cpu().double() for name in self.names], dim=1)
 
     def _generate(self, samples: Sequence[_Sample]) -> Sequence[Tensor]:
         if not samples:
