@@ -8,14 +8,11 @@ from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
-from torch import Tensor
-
 from renege_ray.config.argument_parser import ArgumentParser, command_of, help_text
 from renege_ray.config.run import RunConfig
 from renege_ray.config.sampling_flags import add_sampling_flags, sampling_config, whole
 from renege_ray.embeddings.names import open_table
 from renege_ray.errors import UserError
-from renege_ray.models.base import TextToImage
 from renege_ray.models.load import check_model, identify_text_encoder, load_model
 from renege_ray.output.console import say
 from renege_ray.output.folder import make_output_dir, write_summary
@@ -25,8 +22,7 @@ from renege_ray.output.paths import URI, absolute
 from renege_ray.output.pictures import image_grid, save_png, to_pil
 from renege_ray.rewards.video.frames import frames_of, middle_frame
 from renege_ray.sampling.encoded_prompts import EncodedPrompts
-from renege_ray.sampling.images import Pair
-from renege_ray.sampling.images import generate as make_images
+from renege_ray.sampling.images import Pair, generate_all
 from renege_ray.sampling.negative import EMBEDDING_SUFFIXES, Negative, kind_of, read_negative
 
 
@@ -116,7 +112,8 @@ def _generate(request: GenerateRequest, say: Callable[[str], None]) -> list[Path
     rows, files = {}, []
     labels = _labels(negatives)
     for number, (name, negative) in enumerate(negatives.items()):
-        images = _in_batches(model, negative.packed(model, encoded), request, encoded)
+        size, embedding = config.validation.batch_size, negative.packed(model, encoded)
+        images = generate_all(model, embedding, request.pairs, config.sampling, encoded, size)
         rows[labels[number]] = middle_frame(images)
         for pair, image in zip(request.pairs, images, strict=True):
             path = (
@@ -151,17 +148,6 @@ def _read_negatives(request: GenerateRequest, say: Callable[[str], None]) -> dic
         for line in dict.fromkeys(str(warning.message) for warning in told):
             say(line)
     return found
-
-
-def _in_batches(model: TextToImage, negative: Tensor, request: GenerateRequest, encoded: EncodedPrompts) -> Tensor:
-    """Images (P, 3, H, W), or videos, of all pairs under one negative (1, L, D) or each its own, on the CPU."""
-    import torch
-
-    size = request.config.validation.batch_size
-    pairs, sampling = request.pairs, request.config.sampling
-    negatives = negative.expand(len(pairs), -1, -1)
-    chunks = (slice(start, start + size) for start in range(0, len(pairs), size))
-    return torch.cat([make_images(model, negatives[c], pairs[c], sampling, encoded).cpu() for c in chunks])
 
 
 def _labels(negatives: Mapping[str, Negative]) -> list[str]:

@@ -6,7 +6,6 @@ Sampling is always deterministic DDIM; see `renege_ray.models.noise_schedule`.
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import lru_cache
 from math import prod
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +24,8 @@ from renege_ray.models.half_precision import ScaledBackward, stored_dtype
 from renege_ray.models.layout import EmbeddingLayout
 from renege_ray.models.noise_schedule import ddim_of, schedule_of
 from renege_ray.models.text_encoder import identify, read_layout, text_encoders
+
+PIXELS_AT_ONCE = 2**20  # four images of 512 x 512
 
 
 class FrozenPipeline(ABC):
@@ -165,7 +166,16 @@ class FrozenPipeline(ABC):
     def decode(self, latents: Tensor) -> Tensor:
         """Images as the pipeline's `output_type="pt"` has them; for the gradient see
         `clamp_straight_through`.
+
+        Without a gradient a few images are decoded at a time: many fill the memory, and are not made any sooner.
         """
+        if not torch.is_grad_enabled():
+            pixels = prod(latents.shape[-2:]) * self.pipeline.vae_scale_factor**2
+            pieces = latents.split(max(1, PIXELS_AT_ONCE // pixels))
+            return torch.cat([self._decode(piece) for piece in pieces])
+        return self._decode(latents)
+
+    def _decode(self, latents: Tensor) -> Tensor:
         scaled = ScaledBackward(self._vae, self._vae.dtype)
         unscaled = scaled.enter(self._unscale(latents)).to(self._vae.dtype)
         images: Tensor = self._vae.decode(unscaled, return_dict=False)[0]
@@ -207,12 +217,6 @@ def shape_of(folder: Path) -> Any:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     with torch.device("meta"):
         return getattr(diffusers, config["_class_name"]).from_config(config).requires_grad_(False)
-
-
-@lru_cache
-def constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The numbers as one row, (1, len(values)), made once: a copy to an accelerator waits for all that it computes."""
-    return torch.tensor([values], dtype=dtype, device=device)
 
 
 def tokenize(tokenizer: Any, prompts: list[str], length: int) -> Any:

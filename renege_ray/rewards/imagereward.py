@@ -49,21 +49,21 @@ class ImageReward(RewardModel):
         pixels = normalise(centre_crop(images, self.vision.config.image_size))
         # Not the pooled output, which transformers normalises twice.
         patches = self.vision(pixels).last_hidden_state
-        tokens, mask = torch.stack([self._kept_tokens(p) for p in prompts], dim=1).to(images.device)
+        tokens, mask = torch.stack([self._kept_tokens(p) for p in prompts], dim=1)
         output = self.text(input_ids=tokens, attention_mask=mask, encoder_hidden_states=patches)
         first = output.last_hidden_state[:, 0]
         rewards: Tensor = (self.head(first) - MEAN) / STD
         return rewards
 
     def _tokens(self, prompt: str) -> Tensor:
-        """Ids and mask (2, MAX_TOKENS), on the CPU."""
+        """Ids and mask (2, MAX_TOKENS), where the towers are: a copy at every call would wait for all computation."""
         ids = self._tokenizer(prompt, add_special_tokens=False)["input_ids"]
         if len(ids) > MAX_TOKENS - 2:
             self.note_truncated(prompt)
         encoded = self._tokenizer(
             prompt, padding="max_length", truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
         )
-        return torch.cat([encoded.input_ids, encoded.attention_mask])
+        return torch.cat([encoded.input_ids, encoded.attention_mask]).to(next(self.text.parameters()).device)
 
 
 def load(facts: RewardFacts, files: Mapping[str, Path], dtype: torch.dtype) -> ImageReward:

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from renege_ray.models.constants import constant
+
 # Of OpenAI's CLIP; all models here were trained with them.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -53,7 +55,7 @@ def centre(images: Tensor, size: int) -> Tensor:
 
 def normalise(images: Tensor, mean: tuple[float, float, float] = MEAN, std: tuple[float, float, float] = STD) -> Tensor:
     """(B, 3, H, W) in [0, 1] -> the same minus a mean, divided by a standard deviation (CLIP's)."""
-    shift, scale = (images.new_tensor(values).view(3, 1, 1) for values in (mean, std))
+    shift, scale = (constant(values, images.dtype, images.device).view(3, 1, 1) for values in (mean, std))
     return (images - shift) / scale
 
 

@@ -18,6 +18,7 @@ from renege_ray.output.statistics import least_difference, wins
 from renege_ray.prompts.sources import pair_seed, prompt_id
 from renege_ray.rewards.base import Scorer, VideoScorer
 from renege_ray.rewards.video.frames import middle_frame, over_frames
+from renege_ray.sampling.batches import MicroBatches
 from renege_ray.sampling.encoded_prompts import EncodedPrompts
 from renege_ray.sampling.workers import Workers
 
@@ -151,7 +152,8 @@ def evaluate(
     """Generate every pair with every negative (1, L, D) and score the images; the ranks share the pairs.
 
     Every rank returns the whole evaluation. Image statistics are scored along with what `scorers` give.
-    Images of the first `keep_images` pairs are kept; of videos, the middle frames.
+    Images of the first `keep_images` pairs are kept; of videos, the middle frames. Where a batch does not fit into the
+    accelerator's memory, batches become smaller.
     """
     workers = workers or Workers()
     encoded = encoded or EncodedPrompts(model)
@@ -159,16 +161,19 @@ def evaluate(
     names = [name for judge in judges for name in judge.names]
     table = torch.zeros(len(negatives), len(names), len(pairs), dtype=torch.float64)
     kept: Tensor | None = None
-    mine = workers.share(len(pairs))
+    batches = MicroBatches("auto", batch_size, "validation.batch_size")
     for row, negative in enumerate(negatives.values()):
-        for start in range(0, len(mine), batch_size):
-            indices = list(mine[start : start + batch_size])
+
+        def images_and_scores(indices: Sequence[int], negative: Tensor = negative) -> tuple[Tensor, Tensor]:
             chunk = [pairs[i] for i in indices]
             images = generate(model, negative, chunk, sampling, encoded)
-            prompts = [pair.prompt for pair in chunk]
-            scores = score(judges, images, prompts)
-            table[row, :, indices] = torch.stack([scores[name].cpu().double() for name in names])
-            for image, i in zip(middle_frame(images).float().cpu(), indices, strict=True):
+            scores = score(judges, images, [pair.prompt for pair in chunk])
+            middle = middle_frame(images).float().cpu()
+            return middle, torch.stack([scores[name].cpu().double() for name in names])
+
+        for indices, (images, scores) in batches.over(list(workers.share(len(pairs))), images_and_scores):
+            table[row, :, list(indices)] = scores
+            for image, i in zip(images, indices, strict=True):
                 if i < keep_images:
                     if kept is None:
                         kept = image.new_zeros(len(negatives), min(keep_images, len(pairs)), *image.shape)
@@ -213,6 +218,25 @@ def generate(
             sampling.guidance_scale,
         )
         return model.decode(final.latents)
+
+
+def generate_all(
+    model: TextToImage,
+    negative: Tensor,
+    pairs: Sequence[Pair],
+    sampling: SamplingConfig,
+    encoded: EncodedPrompts,
+    batch_size: int,
+) -> Tensor:
+    """Images, or videos, of all pairs on the CPU, `batch_size` at a time, or as many as fit; see `generate`."""
+    negatives = negative.expand(len(pairs), -1, -1)
+
+    def images(piece: Sequence[int]) -> Tensor:
+        chosen = slice(piece[0], piece[-1] + 1)
+        return generate(model, negatives[chosen], pairs[chosen], sampling, encoded).cpu()
+
+    batches = MicroBatches("auto", batch_size, "validation.batch_size")
+    return torch.cat([made for _, made in batches.over(range(len(pairs)), images)])
 
 
 def _sum_images(kept: Tensor | None, methods: int, count: int, workers: Workers) -> Tensor | None:

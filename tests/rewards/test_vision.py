@@ -62,3 +62,12 @@ def test_the_gradient_is_right() -> None:
 
     images = torch.rand(1, 3, 9, 13, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     assert torch.autograd.gradcheck(both, images.requires_grad_())
+
+
+def test_a_reward_that_was_first_used_in_inference_mode_is_differentiable_later() -> None:
+    mean, std = (0.1, 0.2, 0.35), (0.4, 0.5, 0.65)  # of nobody else here
+    with torch.inference_mode():
+        normalise(torch.zeros(1, 3, 2, 2), mean, std)
+    images = torch.zeros(1, 3, 2, 2, requires_grad=True)
+    normalise(images, mean, std).sum().backward()
+    assert images.grad is not None

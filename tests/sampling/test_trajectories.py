@@ -12,9 +12,11 @@ from renege_ray.errors import UserError
 from renege_ray.method.objective import reward_of_prediction
 from renege_ray.method.rollout import rollout
 from renege_ray.models.families.stable_diffusion import StableDiffusion
+from renege_ray.rewards.base import as_scorer
 from renege_ray.rewards.weighted import WeightedReward
 from renege_ray.sampling.draws import noise
 from renege_ray.sampling.encoded_prompts import EncodedPrompts
+from renege_ray.sampling.images import evaluate, generate_all, make_pairs
 from renege_ray.sampling.trajectories import GradientSampler, Path, Trajectories, make_sampler
 from renege_ray.sampling.workers import Workers
 from renege_ray.training.gradient import GradientOfBatch
@@ -224,3 +226,29 @@ def test_a_sample_that_does_not_fit_is_told(model: StableDiffusion, monkeypatch:
     out_of_memory_above(0, True, monkeypatch, "denoise")
     with pytest.raises(UserError, match="size: 1 does not fit into the memory"):
         sampler(model)(paths(model, [(1,)] * 2), negatives(model))
+
+
+def test_images_are_made_in_batches_that_fit(model: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Baselines, validations, the final test, and the pictures of `generate`."""
+    sampling, encoded = make_config().sampling, EncodedPrompts(model)
+    pairs, negative = make_pairs(PROMPTS, 8, 0), model.encode_prompts(["ugly"])
+    scorers = [as_scorer(Channel())]
+    plain = evaluate(model, {"null": negative}, pairs, scorers, sampling, keep_images=8, batch_size=8)
+    failures = out_of_memory_above(2 * 3, False, monkeypatch, "denoise")  # both branches of three samples
+    found = evaluate(model, {"null": negative}, pairs, scorers, sampling, keep_images=8, batch_size=8)
+    assert failures() == 2
+    torch.testing.assert_close(found.scores["null"], plain.scores["null"], rtol=1e-5, atol=1e-6)
+    images = generate_all(model, negative, pairs, sampling, encoded, 8)
+    torch.testing.assert_close(images, plain.images["null"], rtol=0, atol=1e-5)
+
+
+def test_few_images_are_decoded_at_a_time_where_no_gradient_is_wanted(
+    model: StableDiffusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    latents, sizes, decode = torch.randn(7, *model.latent_shape), [], model.pipeline.vae.decode
+    whole = model.decode(latents.requires_grad_()).detach()
+    monkeypatch.setattr("renege_ray.models.frozen_pipeline.PIXELS_AT_ONCE", 3 * whole.shape[-1] * whole.shape[-2])
+    monkeypatch.setattr(model.pipeline.vae, "decode", lambda x, **kw: sizes.append(len(x)) or decode(x, **kw))
+    with torch.no_grad():
+        torch.testing.assert_close(model.decode(latents), whole, rtol=0, atol=1e-5)
+    assert sizes == [3, 3, 1]

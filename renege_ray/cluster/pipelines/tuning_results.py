@@ -23,7 +23,7 @@ from renege_ray.output.folder import CONFIG_FILE, shown_path, write_text
 from renege_ray.output.pictures import image_grid
 from renege_ray.rewards.video.frames import middle_frame
 from renege_ray.sampling.encoded_prompts import EncodedPrompts
-from renege_ray.sampling.images import Pair, generate
+from renege_ray.sampling.images import Pair, generate_all
 from renege_ray.tuning.report import LABELS, TuningReport, draw_distributions, write_listed
 from renege_ray.tuning.scores import METHODS
 from renege_ray.tuning.table import TuningTable
@@ -121,7 +121,8 @@ def _gallery_images(job: TuningJob, prompts: Sequence[str]) -> dict[str, Tensor]
         "prompt": own,
     }
     pairs = [Pair(prompt, tuning_seeds(job.config, prompt)[1][0]) for prompt in prompts]
+    size = job.config.validation.batch_size
     return {
-        method: middle_frame(generate(model, negatives[method], pairs, job.config.sampling, encoded)).float().cpu()
+        method: middle_frame(generate_all(model, negatives[method], pairs, job.config.sampling, encoded, size)).float()
         for method in METHODS
     }

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from renege_ray.method.embedding import ATTENTION_MASK, PROMPT_EMBEDS
 from renege_ray.models.base import Activations
-from renege_ray.models.frozen_pipeline import FrozenPipeline, constant, count_longer, tokenize
+from renege_ray.models.constants import constant
+from renege_ray.models.frozen_pipeline import FrozenPipeline, count_longer, tokenize
 
 TIE_BREAK = 1e-2  # of the root mean square of n: changes the images little, and tells copies apart
 
