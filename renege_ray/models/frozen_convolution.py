@@ -47,7 +47,7 @@ class _Frozen:
 
     def _conv_forward(self: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if not input.requires_grad or weight.requires_grad or torch.compiler.is_compiling():
-            return super()._conv_forward(input, weight, bias)  # type: ignore[misc,no-any-return]  # nothing is saved
+            return super()._conv_forward(input, weight, bias)  # type: ignore[misc]  # nothing is saved
         settings = (list(self.stride), list(self.padding), list(self.dilation), self.groups)
         made: Tensor = _FrozenConvolution.apply(input, weight, bias, settings)
         return made
