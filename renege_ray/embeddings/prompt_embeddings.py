@@ -10,10 +10,10 @@ import hashlib
 import json
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -22,14 +22,18 @@ import torch
 from torch import Tensor
 
 from renege_ray.embeddings.negative_embedding import NegativeEmbedding
+from renege_ray.embeddings.prompt_index import PromptIndex
 from renege_ray.embeddings.tables import find_table
 from renege_ray.errors import UserError, first_line
 from renege_ray.method.embedding import EmbeddingMetadata
 from renege_ray.models.layout import EmbeddingLayout
+from renege_ray.output.parquet_folder import base_name
 from renege_ray.prompts.sources import prompt_id
-from renege_ray.tuning.table import FAILED, LAYOUT, TuningTable
+from renege_ray.tuning.table import LAYOUT, TuningTable
 
-_FILES_IN_MEMORY = 4
+_GROUPS_IN_MEMORY = 4
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -45,11 +49,11 @@ class Match:
 class PromptEmbeddings:
     """The rows of a table that have an embedding of their own; failed prompts have none.
 
-    Prompts and ids are kept in memory; embeddings are read from the mapped files when they are asked for, a file (some
-    rows) at a time.
+    Prompts and ids are kept in memory; embeddings are read from the mapped files when they are asked for, a row group
+    (some MB) at a time. The table may grow, and its files be merged, meanwhile: what was there stays to be found.
 
     Attributes:
-        prompts: {id: prompt}.
+        prompts: {id: prompt}, in the order of the table.
         metadata: where the embeddings came from.
         layout: what they are made of; here they are packed tensors.
     """
@@ -57,20 +61,13 @@ class PromptEmbeddings:
     def __init__(self, table: TuningTable) -> None:
         """Read the index. Raises UserError where there is nothing to look up."""
         self._table = table
-        self._places: dict[str, tuple[str, int]] = {}
-        self.prompts: dict[str, str] = {}
-        self._loaded: OrderedDict[str, np.ndarray] = OrderedDict()
-        self._words: dict[str, frozenset[str]] = {}
+        self._ends: dict[str, np.ndarray] = {}  # of the row groups of a file, counted in rows
+        self._groups: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
         try:
-            files = table.files()
-            for path, rows in zip(files, table.read(files, ["prompt_id", "prompt", "status"]), strict=True):
-                for place, row in enumerate(rows.to_pylist()):
-                    if row["status"] != FAILED:
-                        self._places[row["prompt_id"]] = (path, place)
-                        self.prompts[row["prompt_id"]] = row["prompt"]
+            self.prompts = PromptIndex(table)
             if not self.prompts:
                 raise UserError(f"{table.root} holds no tuned prompts; name the output folder of tune-prompts")
-            header = pq.read_schema(files[0], filesystem=table.filesystem).metadata
+            header = pq.read_schema(self.prompts.files[0], filesystem=table.filesystem).metadata
             texts = {key.decode(): value.decode() for key, value in header.items() if not key.startswith(b"ARROW")}
             self.metadata = EmbeddingMetadata.from_header(texts)
             self.layout = EmbeddingLayout(**json.loads(texts[LAYOUT]))
@@ -96,9 +93,9 @@ class PromptEmbeddings:
         return self._table.root
 
     def state(self) -> str:
-        """Another text whenever the content is another: files are added or removed, but never rewritten."""
-        names = ",".join(path.rpartition("/")[2] for path in self._table.files())
-        return hashlib.sha256(names.encode()).hexdigest()[:16]
+        """Another text whenever the content is another: files are added or removed, and what is merged is the same."""
+        names = [name for path in self._table.files() for name in self._table.sources(path) or [base_name(path)]]
+        return hashlib.sha256(",".join(sorted(names)).encode()).hexdigest()[:16]
 
     def __len__(self) -> int:
         """How many prompts there are."""
@@ -106,19 +103,28 @@ class PromptEmbeddings:
 
     def __contains__(self, prompt: object) -> bool:
         """Whether this prompt (or id) has an embedding of its own."""
-        return isinstance(prompt, str) and self._id(prompt) in self._places
+        return isinstance(prompt, str) and self._id(prompt) in self.prompts
 
     def __getitem__(self, prompt: str) -> Tensor:
         """The embedding of a prompt or an id, packed, (1, L, D) float16. Raises KeyError where it has none."""
-        path, place = self._places[self._id(prompt)]
-        return torch.from_numpy(self._file(path)[place].copy()).unsqueeze(0)
+
+        def read(path: str, row: int) -> Tensor:
+            group, place = self._group_of(path, row)
+            return torch.from_numpy(self._group(path, group)[place].copy()).unsqueeze(0)
+
+        return self._where_it_is(prompt, read)
 
     def rows(self, prompts: Iterable[str], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
         """These columns of the rows of prompts or ids, one after the other. Raises KeyError where there is no row."""
+
+        def read(path: str, row: int) -> dict[str, Any]:
+            group, place = self._group_of(path, row)
+            with self._open(path) as file:
+                found: dict[str, Any] = file.read_row_group(group, list(columns)).slice(place, 1).to_pylist()[0]
+            return found
+
         for prompt in prompts:
-            path, place = self._places[self._id(prompt)]
-            (table,) = self._table.read([path], columns)
-            yield table.slice(place, 1).to_pylist()[0]
+            yield self._where_it_is(prompt, read)
 
     def match(self, prompt: str) -> Match:
         """The prompt itself where it has an embedding, else the one that shares most words with it.
@@ -128,14 +134,10 @@ class PromptEmbeddings:
         """
         if prompt in self:
             return Match(self.prompts[self._id(prompt)], 1.0)
-        if not self._words:
-            self._words = {key: _words(text) for key, text in self.prompts.items()}
-        words = _words(prompt)
-        alike = {key: len(words & other) / len(words | other) for key, other in self._words.items() if words & other}
-        if not alike:
+        nearest = self.prompts.nearest(prompt)
+        if nearest is None:
             raise UserError(f"{prompt[:80]!r} shares no word with any of the {len(self)} prompts of {self._table.root}")
-        nearest = max(alike, key=lambda key: alike[key])
-        return Match(self.prompts[nearest], alike[nearest])
+        return Match(*nearest)
 
     def batch(self, prompts: Sequence[str]) -> Tensor:
         """The embeddings of prompts, packed, (B, L, D) float32. A prompt without one takes that of the nearest
@@ -179,7 +181,7 @@ class PromptEmbeddings:
 
     def close(self) -> None:
         """Forget what was read."""
-        self._loaded.clear()
+        self._groups.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -188,19 +190,37 @@ class PromptEmbeddings:
         self.close()
 
     def _id(self, prompt: str) -> str:
-        return prompt if prompt in self._places else prompt_id(prompt)
+        return prompt if prompt in self.prompts else prompt_id(prompt)
 
-    def _file(self, path: str) -> np.ndarray:
-        """The embeddings of one file, (rows, L, D) float16; the last few files stay in memory."""
-        if path not in self._loaded:
-            local = isinstance(self._table.filesystem, pa.fs.LocalFileSystem)
-            with pq.ParquetFile(path, memory_map=local, filesystem=None if local else self._table.filesystem) as file:
-                column = file.read(columns=["embedding"])["embedding"].combine_chunks()
-            self._loaded[path] = column.to_numpy_ndarray()
-            if len(self._loaded) > _FILES_IN_MEMORY:
-                self._loaded.popitem(last=False)
-        return self._loaded[path]
+    def _where_it_is(self, prompt: str, read: Callable[[str, int], Result]) -> Result:
+        """What `read` makes of the file and the row of a prompt; once more where the file has been merged meanwhile."""
+        key = self._id(prompt)
+        try:
+            return read(*self.prompts.row(key))
+        except FileNotFoundError:
+            self.prompts = PromptIndex(self._table)
+            return read(*self.prompts.row(key))
 
+    def _open(self, path: str) -> pq.ParquetFile:
+        local = isinstance(self._table.filesystem, pa.fs.LocalFileSystem)
+        return pq.ParquetFile(path, memory_map=local, filesystem=None if local else self._table.filesystem)
 
-def _words(text: str) -> frozenset[str]:
-    return frozenset("".join(c if c.isalnum() else " " for c in text.casefold()).split())
+    def _group_of(self, path: str, row: int) -> tuple[int, int]:
+        """The row group of a row of a file, and its place there."""
+        if path not in self._ends:
+            with self._open(path) as file:
+                sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+            self._ends[path] = np.cumsum(sizes)
+        group = int(np.searchsorted(self._ends[path], row, side="right"))
+        return group, row - (int(self._ends[path][group - 1]) if group else 0)
+
+    def _group(self, path: str, group: int) -> np.ndarray:
+        """The embeddings of one row group, (rows, L, D) float16; the last few stay in memory."""
+        key = path, group
+        if key not in self._groups:
+            with self._open(path) as file:
+                column = file.read_row_group(group, columns=["embedding"])["embedding"].combine_chunks()
+            self._groups[key] = column.to_numpy_ndarray()
+            if len(self._groups) > _GROUPS_IN_MEMORY:
+                self._groups.popitem(last=False)
+        return self._groups[key]

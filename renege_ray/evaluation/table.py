@@ -92,11 +92,11 @@ class EvaluationTable(ParquetFolder):
     def ids(self) -> set[str]:
         """The ids of all rows."""
         columns = ["prompt_id", "pair_index", "method_key"]
-        return {row_id(**row) for table in self.read(self.files(), columns) for row in table.to_pylist()}
+        return {row_id(**row) for rows in self.rows(columns) for row in rows.to_pylist()}
 
     def frame(self, labels: Mapping[str, str], wanted: set[str]) -> pd.DataFrame:
         """The rows of some ids, under the labels {method key: label} that the methods have now, in a fixed order."""
-        found = pd.concat([table.to_pandas() for table in self.read(self.files())], ignore_index=True)
+        found = pd.concat([rows.to_pandas() for rows in self.rows()], ignore_index=True)
         ids = [row_id(*row) for row in zip(found["prompt_id"], found["pair_index"], found["method_key"], strict=True)]
         found = found[pd.Series(ids).isin(wanted)].assign(method=lambda rows: rows["method_key"].map(labels))
         place = {label: i for i, label in enumerate(labels.values())}

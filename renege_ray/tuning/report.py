@@ -1,15 +1,16 @@
 """What a table of tuned prompts says as a whole: means, gains with intervals, the table of results, figures."""
 
 import math
-from collections.abc import Sequence
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image
 
-from renege_ray.output.parquet_folder import NewFiles, ParquetFolder
+from renege_ray.output.parquet_folder import ParquetFolder
 from renege_ray.output.pictures import render, text_table
 from renege_ray.output.statistics import Z_95, least_difference, wins
 from renege_ray.sampling.run_rewards import REWARD
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 LABELS = {"null": "null", "handwritten": "handwritten", "global": "global (start)", "prompt": "per prompt"}
 _LISTED = 50
+_REPEATED = ("category", "status", "error")  # texts of which many rows have the same
 _DARK, _SHADE = "#1f4e79", "#8fb8de"
 
 
@@ -48,37 +50,38 @@ class Gain:
 
 
 class TuningReport:
-    """The rows of a table, but for their embeddings; more can be added as they are written.
+    """The rows of a table, but for their embeddings and seeds.
+
+    They stay as pyarrow's columns, in which a text is as long as it is and a repeated one is a number: a million rows
+    are some hundred MB, and as objects would be several times as many.
 
     Attributes:
         scores: the names of what was measured.
     """
 
-    def __init__(self, scores: Sequence[str] = ()) -> None:
-        self.scores = list(scores)
-        self._new_files = NewFiles()
-        self._columns: dict[str, list[np.ndarray]] = {}
-
-    def update(self, table: ParquetFolder) -> bool:
-        """Read the files that have come since the last call; returns whether there were any."""
-        found = False
-        for rows in self._new_files.read(table):
-            found = True
-            suffix = f"_null_{TUNE}"
-            self.scores = [name.removesuffix(suffix) for name in rows.column_names if name.endswith(suffix)]
-            for name in rows.column_names:
-                if not name.endswith("_seeds"):
-                    self._columns.setdefault(name, []).append(rows[name].to_numpy(zero_copy_only=False))
-        return found
+    def __init__(self, table: ParquetFolder) -> None:
+        """Read the rows that there are."""
+        found = [_for_report(rows) for rows in table.rows()]
+        self._table = pa.concat_tables(found, promote_options="default").unify_dictionaries() if found else pa.table({})
+        suffix = f"_null_{TUNE}"
+        names = self._table.column_names
+        self.scores = [name.removesuffix(suffix) for name in names if name.endswith(suffix)]
 
     def __getitem__(self, name: str) -> np.ndarray:
         """A column, (rows,)."""
-        return np.concatenate(self._columns[name]) if self._columns else np.array([])
+        if not self.rows:
+            return np.array([])
+        values: np.ndarray = self._table[name].to_numpy(zero_copy_only=False)
+        return values
+
+    def prompt(self, row: int) -> str:
+        """The text of one row."""
+        return str(self._table["prompt"][row].as_py())
 
     @property
     def rows(self) -> int:
         """How many rows there are."""
-        return sum(map(len, self._columns.get("status", [])))
+        return len(self._table)
 
     @property
     def failed(self) -> int:
@@ -107,16 +110,6 @@ class TuningReport:
             f"Tuning changes the reward of a prompt by {fresh.mean:+.3f}{interval} on fresh seeds, and improves "
             f"{fresh.improved:.0%} of {self.rows} prompts"
         )
-
-    def live_metrics(self) -> dict[str, float]:
-        """The aggregates that are told while the job works."""
-        tuned, fresh = Gain.of(self.gains(split=TUNE)), Gain.of(self.gains(split=EVAL))
-        return {
-            "tuning/done": float(self.rows),
-            "tuning/failed": float(self.failed),
-            "tuning/gain/tune": tuned.mean,
-            "tuning/gain/eval": fresh.mean,
-        }
 
     def metrics(self) -> dict[str, float]:
         """All figures: means and win rates on fresh seeds under `eval/`, means on the tune seeds under `tune/`."""
@@ -194,8 +187,8 @@ class TuningReport:
         order = self.by_gain()
         failed = np.flatnonzero(self["status"] == FAILED)[:_LISTED]
         ends = order if len(order) <= 2 * _LISTED else np.concatenate([order[:_LISTED], order[-_LISTED:]])
-        columns = [self[name] for name in names]
-        return [list(names), *([values[i] for values in columns] for i in [*ends, *failed])]
+        columns = self._table.select(names).take(np.concatenate([ends, failed])).to_pydict()
+        return [list(names), *map(list, zip(*columns.values(), strict=True))]
 
 
 def draw_distributions(report: TuningReport) -> Image.Image:
@@ -250,7 +243,7 @@ def _draw_updates(axes: "Axes", report: TuningReport) -> None:
 def _by_category(report: TuningReport) -> tuple[list[str], list[float], list[float], list[float]]:
     """Name, mean gain on fresh seeds, 95 % half width, share improved; the largest categories, all in the end."""
     gains, categories, least = report.gains(), report["category"], report.least()
-    counts = {name: int((categories == name).sum()) for name in dict.fromkeys(categories) if name}
+    counts = Counter(name for name in categories if name)
     largest = sorted(counts, key=lambda name: -counts[name])[:20]
     groups = {f"{name} ({counts[name]})": Gain.of(gains[categories == name], least) for name in largest}
     groups[f"all ({report.rows})"] = Gain.of(gains, least)
@@ -269,6 +262,15 @@ def write_listed(report: TuningReport, path: Path) -> Path:
     with path.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows(report.listed())
     return path
+
+
+def _for_report(rows: pa.Table) -> pa.Table:
+    """What the report needs of rows."""
+    rows = rows.drop_columns([name for name in rows.column_names if name.endswith("_seeds")])
+    for name in _REPEATED:
+        if name in rows.column_names:
+            rows = rows.set_column(rows.column_names.index(name), name, rows[name].dictionary_encode())
+    return rows
 
 
 def _mean(values: np.ndarray) -> float:

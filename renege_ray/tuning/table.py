@@ -16,7 +16,7 @@ OK, TRUNCATED, FAILED = "ok", "truncated", "failed"
 LAYOUT = "embedding_layout"  # the key of the layout among the metadata of a file
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PromptToTune:
     """A prompt and the group of prompts that it is reported with ("" where there are none)."""
 
@@ -80,4 +80,4 @@ class TuningTable(ParquetFolder):
 
     def ids(self) -> set[str]:
         """The ids of all rows."""
-        return {id for table in self.read(self.files(), ["prompt_id"]) for id in table["prompt_id"].to_pylist()}
+        return {id for rows in self.rows(["prompt_id"]) for id in rows["prompt_id"].to_pylist()}

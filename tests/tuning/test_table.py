@@ -22,6 +22,7 @@ from renege_ray.models.load import load_model
 from renege_ray.rewards.weighted import WeightedReward
 from renege_ray.sampling.encoded_prompts import EncodedPrompts
 from renege_ray.sampling.run_rewards import Rewards
+from renege_ray.tuning.progress import TuningProgress
 from renege_ray.tuning.report import Gain, TuningReport, draw_distributions, write_listed
 from renege_ray.tuning.scores import EVAL, METHODS, TUNE, PromptScores, column
 from renege_ray.tuning.table import PromptToTune, TuningTable, make_row, table_schema
@@ -286,8 +287,9 @@ def test_bad_folders(folder: Path, tmp_path: Path) -> None:
 
 
 def test_the_report_is_that_of_pandas(folder: Path, tmp_path: Path) -> None:
-    table, report = TuningTable(str(folder / "prompts-0123")), TuningReport()
-    assert report.update(table) and not report.update(table)
+    table, progress = TuningTable(str(folder / "prompts-0123")), TuningProgress()
+    report = TuningReport(table)
+    assert progress.update(table) and not progress.update(table)
     frame = pd.read_parquet(folder / "prompts-0123")
     metrics = report.metrics()
     gains = (frame["reward_prompt_eval"] - frame["reward_global_eval"]).dropna()
@@ -302,7 +304,10 @@ def test_the_report_is_that_of_pandas(folder: Path, tmp_path: Path) -> None:
         len(frame), 1.0, float((frame["status"] == "truncated").sum()),
     )  # fmt: skip
     assert metrics["tuning/not_below_global"] == 1.0
-    assert report.live_metrics()["tuning/gain/eval"] == metrics["eval/gain/reward/mean"]
+    live = progress.live_metrics()
+    for split in (TUNE, EVAL):
+        assert live[f"tuning/gain/{split}"] == pytest.approx(metrics[f"{split}/gain/reward/mean"])
+    assert (live["tuning/done"], live["tuning/failed"]) == (len(frame), 1.0)
     order = [frame["prompt"][i] for i in report.by_gain()]
     assert order == list(frame.loc[gains.sort_values(ascending=False, kind="stable").index, "prompt"])
     chosen = report.chosen(2)
@@ -330,9 +335,7 @@ def test_prompts_that_gain_by_rounding_alone_tie(tmp_path: Path) -> None:
     rows |= {column("reward", "prompt", EVAL): scores + gained, column("reward", "prompt", TUNE): scores - 2e-4}
     rows |= {name: np.zeros(40) for name in ("steps", "best_step", "stopped_early")} | {"status": np.full(40, "ok")}
     pd.DataFrame(rows).to_parquet(tmp_path / "part.parquet")
-    report = TuningReport()
-    report.update(TuningTable(str(tmp_path)))
-    metrics = report.metrics()
+    metrics = TuningReport(TuningTable(str(tmp_path))).metrics()
     assert metrics["eval/gain/reward/improved"] == 0.25
     assert metrics["eval/prompt/win_rate_vs_global/reward"] == metrics["eval/prompt/win_rate_vs_null/reward"] == 0.625
     assert metrics["tuning/not_below_global"] == 1.0

@@ -10,8 +10,8 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -40,6 +40,8 @@ class PipelineJob:
 class HasId(Protocol):
     """What is computed: a dataclass of texts and numbers that has a row in the table."""
 
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
     @property
     def id(self) -> str:
         """Unique in the table, and stable."""
@@ -51,7 +53,8 @@ Item = TypeVar("Item", bound=HasId)
 
 def as_block(chunk: Sequence[HasId]) -> pa.Table:
     """A chunk as a block of Ray Data. `ChunkWorker` makes items of it again."""
-    return pa.Table.from_pylist([vars(item) for item in chunk])
+    names = [field.name for field in fields(chunk[0])]
+    return pa.table({name: [getattr(item, name) for item in chunk] for name in names})
 
 
 class ChunkWorker(ABC, Generic[Item]):

@@ -1,12 +1,14 @@
 """What the jobs on Ray Data do alike: run chunks through a pool of actors, look on, stop, go on.
 
 Items go through Ray Data in chunks, a block each, to actors that hold the models. The actors write the rows
-(`cluster.chunk_worker`): the files that are there are the checkpoint, one bookkeeping for results and progress.
+(`cluster.chunk_worker`): the files that are there are the checkpoint, one bookkeeping for results and progress. The
+driver merges them while it looks on.
 So this does not use Ray Data's own checkpoints, which know a row only once its whole block has been written by a
 task of its own; a block that is large enough to keep an actor busy would be lost as a whole.
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +23,7 @@ from renege_ray.cluster.session.signals import Abandoned, StopRequest, run_until
 from renege_ray.cluster.tracking.runs import RunLog
 from renege_ray.errors import describe
 from renege_ray.output.console import say
+from renege_ray.output.merged_files import Merger
 from renege_ray.output.parquet_folder import ParquetFolder
 from renege_ray.output.progress import duration
 
@@ -68,8 +71,7 @@ def run_pipeline(
     table = worker.table(job.root)
     table.create()
     table.remove_leftovers()
-    done = table.ids()
-    missing = [item for item in items if item.id not in done]
+    missing = _missing(items, table)
     if len(missing) < len(items):
         say(f"{len(items) - len(missing)} of {len(items)} {unit} have a row already")
     request, outcome = StopRequest(), Outcome()
@@ -91,7 +93,7 @@ def run_pipeline(
         except Abandoned as reason:
             outcome.error = str(reason)
     progress.update(table)
-    outcome.missing = len({item.id for item in items} - table.ids())
+    outcome.missing = len(_missing(items, table))
     if request.signal is not None or outcome.error:
         stopped = request.signal is not None  # it may have reached the workers, too, and made them fail
         log.finish("interrupted" if stopped else "failed")
@@ -99,7 +101,30 @@ def run_pipeline(
         say(f"{why}; {progress.rows} rows are kept, go on by --resume {log.output_dir}", error=True)
         say(log.review())
         outcome.code = request.exit_code or 1
+    elif not outcome.missing:
+        _merge(Merger(table), math.inf, all_rows=True)
     return outcome
+
+
+def _missing(items: Sequence[Item], table: ParquetFolder) -> list[Item]:
+    """The items that have no row."""
+    done = table.ids()
+    return [item for item in items if item.id not in done]
+
+
+def _merge(merger: Merger, seconds: float, *, all_rows: bool = False) -> bool:
+    """Merge files for about so long. Where that fails, on a full disk say, the table stays as it is, and complete;
+    returns whether it has not.
+    """
+    started = time.monotonic()
+    try:
+        for _ in merger.merge(all_rows=all_rows):
+            if time.monotonic() - started > seconds:
+                break
+    except OSError as error:
+        say(f"the table's small files stay as they are, and many: {describe(error)}", error=True)
+        return False
+    return True
 
 
 def _compute(
@@ -170,7 +195,7 @@ class Progress(Protocol):
 
 
 class Watch:
-    """Looks at the table now and then: tells MLflow the aggregates, and the user in one line."""
+    """Looks at the table now and then: tells MLflow the aggregates, and the user in one line; merges its files."""
 
     def __init__(
         self,
@@ -183,9 +208,9 @@ class Watch:
         words: Callable[[Mapping[str, float]], str],
     ) -> None:
         """`session`: of the job. `missing`: how many rows are to come. The others: see `run_pipeline`."""
-        self._session, self._working = session, False
+        self._session, self._working, self._merging = session, False, True
         self._table, self._log, self._unit, self._words = table, log, unit, words
-        self._progress = progress
+        self._progress, self._merger = progress, Merger(table)
         self._progress.update(table)
         self._first = self._progress.rows
         self._total = self._first + missing
@@ -201,7 +226,9 @@ class Watch:
         if not self._working:  # the models are being loaded, which says nothing of the rate
             self._working = work_has_begun(self._table.filesystem, self._table.path, self._session)
             self._started = now
-        if not self._progress.update(self._table):
+        found = self._progress.update(self._table)
+        self._merging = self._merging and _merge(self._merger, SECONDS_BETWEEN_LOOKS)
+        if not found:
             return
         done = self._progress.rows
         rate = (done - self._first) / max(now - self._started, SECONDS_BETWEEN_LOOKS)

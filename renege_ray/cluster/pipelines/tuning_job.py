@@ -18,7 +18,7 @@ from renege_ray.embeddings.tables import POINTER, TABLE
 from renege_ray.output.folder import CONFIG_FILE, write_text
 from renege_ray.output.storage import join, put_file
 from renege_ray.tuning.inputs import TuningInputs, read_tuning_inputs
-from renege_ray.tuning.report import TuningReport
+from renege_ray.tuning.progress import TuningProgress
 from renege_ray.tuning.table import PromptToTune
 
 JOB = "tune_prompts"
@@ -57,13 +57,14 @@ def _tune(config: RunConfig, inputs: TuningInputs, shape: WorkerShape, log: RunL
         write_text(config.output_dir / POINTER, f"{root}\n")
         put_file(config.output_dir / CONFIG_FILE, shared)
     job = TuningJob(config=config, initial=inputs.initial, root=root, threads=shape.threads)
+    progress = TuningProgress()
     outcome = run_pipeline(
         PromptWorker,
         job,
         inputs.prompts,
         partial(_chunks, config, shape),
         shape,
-        TuningReport(),
+        progress,
         log,
         work="tuning",
         unit="prompts",
@@ -71,7 +72,7 @@ def _tune(config: RunConfig, inputs: TuningInputs, shape: WorkerShape, log: RunL
     )
     if outcome.code is not None:
         return outcome.code
-    return keep_results(config, job, shape, outcome, log)
+    return keep_results(config, job, shape, progress, outcome, log)
 
 
 def _chunks(config: RunConfig, shape: WorkerShape, prompts: Sequence[PromptToTune]) -> list[Sequence[PromptToTune]]:

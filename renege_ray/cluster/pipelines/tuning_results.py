@@ -24,6 +24,7 @@ from renege_ray.output.pictures import image_grid
 from renege_ray.rewards.video.frames import middle_frame
 from renege_ray.sampling.encoded_prompts import EncodedPrompts
 from renege_ray.sampling.images import Pair, generate_all
+from renege_ray.tuning.progress import TuningProgress
 from renege_ray.tuning.report import LABELS, TuningReport, draw_distributions, write_listed
 from renege_ray.tuning.scores import METHODS
 from renege_ray.tuning.table import TuningTable
@@ -33,15 +34,17 @@ LARGEST_ARTIFACT_BYTES = 256 * 2**20
 GALLERY_EACH = 3
 
 
-def keep_results(config: RunConfig, job: TuningJob, shape: WorkerShape, outcome: Outcome, log: RunLog) -> int:
+def keep_results(
+    config: RunConfig, job: TuningJob, shape: WorkerShape, progress: TuningProgress, outcome: Outcome, log: RunLog
+) -> int:
     """Write table, figures, gallery and summary below the output folder; tell MLflow; print the last lines.
 
     Returns:
         The exit code: 0 if no more prompts failed than are allowed, and every prompt has its row.
     """
     folder, missing = config.output_dir, outcome.missing
-    table, report = TuningTable(job.root), TuningReport()
-    report.update(table)
+    table = TuningTable(job.root)
+    report = TuningReport(table)
     results = folder / "results.txt"
     results.write_text(report.text(), encoding="utf-8")
     artifacts = {"config": folder / CONFIG_FILE, "table": results, "gains": write_listed(report, folder / "gains.csv")}
@@ -49,7 +52,7 @@ def keep_results(config: RunConfig, job: TuningJob, shape: WorkerShape, outcome:
         artifacts["distributions"] = log.image("distributions", draw_distributions(report), report.rows)
         artifacts["gallery"] = log.image("gallery", _gallery(job, report, shape), report.rows)
     metrics = report.metrics() | _performance(outcome.figures)
-    log.metrics(report.rows, metrics | report.live_metrics())
+    log.metrics(report.rows, metrics | progress.live_metrics())
     artifacts |= _send_table(table, folder, log)
     log.describe(results, report.answer(), artifacts.get("gallery"))
     too_many = report.failed > config.tuning.max_failed
@@ -98,8 +101,9 @@ def _send_table(table: TuningTable, folder: Path, log: RunLog) -> dict[str, Path
 def _gallery(job: TuningJob, report: TuningReport, shape: WorkerShape) -> Image.Image:
     """Best, middle and worst gains on fresh seeds under all methods, each from its first fresh seed."""
     chosen = report.chosen(GALLERY_EACH)
-    prompts = [str(report["prompt"][index]) for _, index in chosen]
-    gains = [float(report.gains()[index]) for _, index in chosen]
+    prompts = [report.prompt(index) for _, index in chosen]
+    all_gains = report.gains()
+    gains = [float(all_gains[index]) for _, index in chosen]
     task = ray.remote(num_cpus=shape.cpus, num_gpus=shape.gpus, max_calls=1)(_gallery_images)
     images = ray.get(task.remote(job, prompts))
     captions = [f"{name} {gain:+.3f}: {text}" for (name, _), gain, text in zip(chosen, gains, prompts, strict=True)]
