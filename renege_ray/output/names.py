@@ -1,6 +1,7 @@
 """Names of files, folders and keys that are made of texts: readable in any script, and never the same for two texts."""
 
 import hashlib
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
@@ -9,6 +10,7 @@ from collections.abc import Iterable
 # between, and is longer while the file is written.
 LONGEST = 48
 _HASH = 8  # hex digits
+_SURROGATE = re.compile("[\ud800-\udfff]")
 # What Windows takes for devices, whatever stands behind a dot.
 _DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in "0123456789¹²³")}
 
@@ -54,7 +56,7 @@ def is_in_words(character: str) -> bool:
 
 def is_unicode(text: str) -> bool:
     """Whether a text can be written: a command line's bytes that are no UTF-8 are surrogates in it."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
+    return _SURROGATE.search(text) is None
 
 
 def with_hash(name: str, text: str, longest: int) -> str:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import pyarrow as pa
 
@@ -22,11 +22,11 @@ class PromptToTune:
 
     prompt: str
     category: str = ""
+    id: str = field(init=False)
+    """Its stable id; of a million prompts it is asked for again and again."""
 
-    @property
-    def id(self) -> str:
-        """Its stable id."""
-        return prompt_id(self.prompt)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "id", prompt_id(self.prompt))
 
 
 def table_schema(scores: Sequence[str], layout: EmbeddingLayout, header: Mapping[str, str]) -> pa.Schema:

@@ -53,7 +53,7 @@ Item = TypeVar("Item", bound=HasId)
 
 def as_block(chunk: Sequence[HasId]) -> pa.Table:
     """A chunk as a block of Ray Data. `ChunkWorker` makes items of it again."""
-    names = [field.name for field in fields(chunk[0])]
+    names = [given.name for given in fields(chunk[0]) if given.init]
     return pa.table({name: [getattr(item, name) for item in chunk] for name in names})
 
 
