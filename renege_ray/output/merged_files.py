@@ -14,7 +14,7 @@ deletes both. Files of different schemas, metadata included, are kept apart, and
 import json
 import os
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -35,7 +35,7 @@ from renege_ray.output.parquet_folder import (
 
 FEWEST_ROWS = 1024  # of a merged file: a million rows are less than a thousand files. 121 MB at the size of SD1.5
 ROW_GROUP_BYTES = 8 * 2**20  # what is read for a single embedding, and held in memory by a merge
-_AT_ONCE = 4  # small files in memory: with their tensors they are large
+_AT_ONCE = 2  # small files in memory: with their tensors they are large
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,16 @@ class _Small:
     schema: pa.Schema
 
 
+class _Stopped(Exception):
+    """The file that is being merged is not wanted any more."""
+
+
 class Merger:
     """Merges the small files of a table."""
 
-    def __init__(self, table: ParquetFolder) -> None:
-        self._table = table
+    def __init__(self, table: ParquetFolder, stopping: Callable[[], bool] = lambda: False) -> None:
+        """`stopping`: whether to leave the file that is being merged, and end; asked after each small file."""
+        self._table, self._stopping = table, stopping
         self._small: dict[str, _Small] = {}
         self._schemas: list[pa.Schema] = []
 
@@ -64,15 +69,24 @@ class Merger:
             OSError: a file cannot be written; the table is as it was then.
         """
         self._look()
+        for sources, schema in self._groups(all_rows):
+            try:
+                merged = self._merge(sources, schema)
+            except _Stopped:
+                return
+            yield merged
+
+    def _groups(self, all_rows: bool) -> Iterator[tuple[dict[str, int], pa.Schema]]:
+        """({path: rows} of the small files, their schema) of each merged file."""
         for schema in self._schemas:
             waiting: dict[str, int] = {}
             for path in [path for path, small in self._small.items() if small.schema is schema]:
                 waiting[path] = self._small[path].rows
                 if sum(waiting.values()) >= FEWEST_ROWS:
-                    yield self._merge(waiting, schema)
+                    yield waiting, schema
                     waiting = {}
             if all_rows and len(waiting) > 1:
-                yield self._merge(waiting, schema)
+                yield waiting, schema
 
     def _look(self) -> None:
         """Note rows and schema of the small files that have come."""
@@ -119,6 +133,8 @@ class Merger:
             group: list[pa.Table] = []
             size = 0
             for rows in self._table.read(list(sources), schema.names, _AT_ONCE):
+                if self._stopping():
+                    raise _Stopped
                 group.append(rows)
                 size += rows.nbytes
                 if size >= ROW_GROUP_BYTES:

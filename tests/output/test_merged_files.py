@@ -166,6 +166,14 @@ def test_a_full_disk_leaves_the_table_as_it_was(tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == before and len(table.ids()) == 12
 
 
+def test_a_merge_is_left_when_the_job_is_to_stop(tmp_path: Path) -> None:
+    """A file of large embeddings takes many seconds to copy, which are not for a job to spend that was asked to end."""
+    table = write_table(tmp_path, files=8, rows=3)
+    before, answers = sorted(tmp_path.iterdir()), iter([False, False, True])
+    assert list(Merger(table, lambda: next(answers)).merge()) == []
+    assert sorted(tmp_path.iterdir()) == before and len(table.ids()) == 24
+
+
 def test_results_come_in_order() -> None:
     assert list(in_order(str, range(100), at_once=3)) == list(map(str, range(100)))
     with pytest.raises(ZeroDivisionError):

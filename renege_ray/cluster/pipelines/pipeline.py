@@ -76,7 +76,8 @@ def run_pipeline(
         say(f"{len(items) - len(missing)} of {len(items)} {unit} have a row already")
     request, outcome = StopRequest(), Outcome()
     if missing:
-        watch = Watch(table, job.session, progress, log, len(missing), unit, words)
+        merger = Merger(table, lambda: request.signal is not None)
+        watch = Watch(table, merger, job.session, progress, log, len(missing), unit, words)
         mailbox = Mailbox()  # where the driver asks to stop, and workers say why they failed
 
         def stop() -> None:
@@ -200,6 +201,7 @@ class Watch:
     def __init__(
         self,
         table: ParquetFolder,
+        merger: Merger,
         session: str,
         progress: Progress,
         log: RunLog,
@@ -207,10 +209,12 @@ class Watch:
         unit: str,
         words: Callable[[Mapping[str, float]], str],
     ) -> None:
-        """`session`: of the job. `missing`: how many rows are to come. The others: see `run_pipeline`."""
+        """`merger`: of the table. `session`: of the job. `missing`: how many rows are to come. The others: see
+        `run_pipeline`.
+        """
         self._session, self._working, self._merging = session, False, True
         self._table, self._log, self._unit, self._words = table, log, unit, words
-        self._progress, self._merger = progress, Merger(table)
+        self._progress, self._merger = progress, merger
         self._progress.update(table)
         self._first = self._progress.rows
         self._total = self._first + missing
