@@ -3,6 +3,7 @@
 from benchmarks import (
     bench_evaluation,
     bench_gradient_step,
+    bench_many_prompts,
     bench_prompt_batching,
     bench_ray_overhead,
     bench_sweep_overhead,
@@ -11,6 +12,7 @@ from benchmarks import (
 if __name__ == "__main__":
     bench_evaluation.main()
     bench_gradient_step.main()
+    bench_many_prompts.main()
     bench_prompt_batching.main()
     bench_ray_overhead.main()
     bench_sweep_overhead.main()
