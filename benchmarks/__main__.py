@@ -6,6 +6,7 @@ from benchmarks import (
     bench_many_prompts,
     bench_prompt_batching,
     bench_ray_overhead,
+    bench_refl_loop,
     bench_sweep_overhead,
 )
 
@@ -15,4 +16,5 @@ if __name__ == "__main__":
     bench_many_prompts.main()
     bench_prompt_batching.main()
     bench_ray_overhead.main()
+    bench_refl_loop.main()
     bench_sweep_overhead.main()

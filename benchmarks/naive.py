@@ -7,6 +7,7 @@ scripts have it). The gradient of the embedding is the same; the FLOPs and the m
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,11 +16,27 @@ from renege_ray.method.guidance import guide
 from renege_ray.method.objective import RewardFunction
 from renege_ray.method.rollout import match_batch
 from renege_ray.method.schedule import Schedule
-from renege_ray.models.families.stable_diffusion import StableDiffusion
+
+
+class LatentDiffusion(Protocol):
+    """What the naive step asks of a model; `denoise` and `decode` as `renege_ray.models.base.TextToImage` has them."""
+
+    @property
+    def pipeline(self) -> Any:
+        """Of diffusers, with a UNet and a VAE."""
+        ...
+
+    def denoise(self, latents: Tensor, timestep: Tensor, prompt_embeds: Tensor) -> Tensor:
+        """(B, C, H, W), timestep, (B, L, D) -> (B, C, H, W)."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, 3, height, width)."""
+        ...
 
 
 @contextmanager
-def naive_training_mode(model: StableDiffusion, *, checkpointing: bool) -> Iterator[None]:
+def naive_training_mode(model: LatentDiffusion, *, checkpointing: bool) -> Iterator[None]:
     """Let all weights of UNet and VAE require gradients, and put everything back afterwards."""
     modules = (model.pipeline.unet, model.pipeline.vae)
     for module in modules:
@@ -36,7 +53,7 @@ def naive_training_mode(model: StableDiffusion, *, checkpointing: bool) -> Itera
 
 
 def naive_gradient(
-    model: StableDiffusion,
+    model: LatentDiffusion,
     reward: RewardFunction,
     latents: Tensor,
     step: int,
