@@ -207,8 +207,8 @@ class PromptTuner:
         def judge(places: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
             piece = slice(places[0], places[-1] + 1)
             images = self._model.decode(latents[piece])
-            rewards = self._rewards.train(images, prompts[piece]).double().cpu()
-            held_out = [reward(images, prompts[piece]).double().cpu() for reward in self._rewards.held_out]
+            rewards = self._rewards.train(images, prompts[piece]).cpu().double()
+            held_out = [reward(images, prompts[piece]).cpu().double() for reward in self._rewards.held_out]
             mean_held_out = sum(held_out) / len(held_out) if held_out else torch.full_like(rewards, torch.nan)
             return images.float().cpu(), rewards, torch.as_tensor(mean_held_out)
 
