@@ -31,6 +31,33 @@ def counted(
         yield item
 
 
+class Counter:
+    """Told of what is done in pieces; at most one line in `every` seconds says how much that is, and when all will be.
+
+    Nothing is said of what takes no longer than that.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        what: str,
+        say: Callable[[str], None],
+        every: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._total, self._what, self._say, self._every, self._clock = total, what, say, every, clock
+        self._done, self._started = 0, clock()
+        self._last = self._started
+
+    def add(self, count: int) -> None:
+        """So many more are done."""
+        self._done, now = self._done + count, self._clock()
+        if now - self._last >= self._every and self._done < self._total:
+            self._last = now
+            left = (now - self._started) / self._done * (self._total - self._done)
+            self._say(f"{self._what} {self._done}/{self._total}  ETA {duration(left)}")
+
+
 class ProgressLine:
     """Makes at most one line in `every` seconds, and one for each validation.
 

@@ -1,7 +1,7 @@
 """Use case: compare negatives by full generations on the same prompts and seeds."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
@@ -148,12 +148,13 @@ def evaluate(
     batch_size: int = 16,
     keep_images: int = 0,
     encoded: EncodedPrompts | None = None,
+    made: Callable[[int], None] = lambda count: None,
 ) -> Evaluation:
     """Generate every pair with every negative (1, L, D) and score the images; the ranks share the pairs.
 
     Every rank returns the whole evaluation. Image statistics are scored along with what `scorers` give.
     Images of the first `keep_images` pairs are kept; of videos, the middle frames. Where a batch does not fit into the
-    accelerator's memory, batches become smaller.
+    accelerator's memory, batches become smaller. `made` is told how many images this rank has made, batch by batch.
     """
     workers = workers or Workers()
     encoded = encoded or EncodedPrompts(model)
@@ -173,6 +174,7 @@ def evaluate(
 
         for indices, (images, scores) in batches.over(list(workers.share(len(pairs))), images_and_scores):
             table[row, :, list(indices)] = scores
+            made(len(indices))
             for image, i in zip(images, indices, strict=True):
                 if i < keep_images:
                     if kept is None:

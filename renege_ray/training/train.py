@@ -19,6 +19,7 @@ from renege_ray.errors import UserError
 from renege_ray.method.ascent import Ascent, AscentReport, AscentSettings
 from renege_ray.method.embedding import as_stored
 from renege_ray.models.base import TextToImage
+from renege_ray.output.progress import Counter
 from renege_ray.sampling.encoded_prompts import EncodedPrompts
 from renege_ray.sampling.images import Evaluation, Pair, evaluate, make_pairs
 from renege_ray.sampling.negative import NULL, Negative
@@ -95,6 +96,7 @@ def train_global(
     report: Callable[[Progress], None] = lambda progress: None,
     asked_to_stop: Callable[[], bool] = lambda: False,
     test: bool = True,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Result:
     """Train as configured, from the start or from a checkpoint, and evaluate the result on held-out pairs.
 
@@ -107,12 +109,13 @@ def train_global(
         asked_to_stop: polled before every micro-batch; when any rank is asked to, all drop the step that they are at
             and stop, with a checkpoint of the one before.
         test: evaluate on the held-out pairs in the end; a trial of a sweep, chosen by validation, has no use for it.
+        say: told in a line now and then how far evaluations are, on every rank of its own share.
 
     Raises:
         TrainingError: ten samples in a row without a finite reward and gradient; the message names the step.
         UserError: the checkpoint belongs to another configuration.
     """
-    run = _Run(config, model, rewards, prompts, workers or Workers(), report)
+    run = _Run(config, model, rewards, prompts, workers or Workers(), report, say)
     run.begin(resume, initial)
     status = run.ascend(asked_to_stop)
     return Result(status, run.state(run.test() if test and status != "interrupted" else None))
@@ -129,9 +132,10 @@ class _Run:
         prompts: Prompts,
         workers: Workers,
         report: Callable[[Progress], None],
+        say: Callable[[str], None],
     ) -> None:
         self.config, self.model, self.rewards, self.prompts = config, model, rewards, prompts
-        self.workers, self.report = workers, report
+        self.workers, self.report, self.say = workers, report, say
         self.scorers = rewards.scorers()
         self.encoded = EncodedPrompts(model)
         self.pairs = validation_pairs(config, prompts)
@@ -194,7 +198,7 @@ class _Run:
             "global": self.best.prompt_embeds,
         }
         pairs = make_pairs(self.prompts.held_out, self.config.test.num_pairs, self.config.seed)
-        return self._evaluate(negatives, pairs)
+        return self._evaluate(negatives, pairs, "final test")
 
     def state(self, test: Evaluation | None = None) -> TrainingState:
         """The checkpoint of this moment."""
@@ -250,7 +254,7 @@ class _Run:
         """Null and all handwritten candidates on the validation pairs; the best one is "handwritten"."""
         candidates = {f"candidate {i}": text for i, text in enumerate(self.config.prompts.handwritten)}
         negatives = {key: self.encoded([text]) for key, text in candidates.items()}
-        measured = self._evaluate({"null": self.model.null_embedding(), **negatives}, self.pairs)
+        measured = self._evaluate({"null": self.model.null_embedding(), **negatives}, self.pairs, "baselines")
         rewards = {key: _finite_or_lowest(measured.mean(key, REWARD)) for key in candidates}
         chosen = max(rewards, key=lambda key: rewards[key])
         self.handwritten = candidates[chosen]
@@ -260,7 +264,7 @@ class _Run:
     def _validate(self) -> tuple[dict[str, float], Evaluation]:
         """Measure the embedding as it would be stored; note the best, and the point for the early stop."""
         candidate = as_stored(self.ascent.averaged)
-        evaluation = self.baselines.joined(self._evaluate({"global": candidate}, self.pairs))
+        evaluation = self.baselines.joined(self._evaluate({"global": candidate}, self.pairs, "validation"))
         train_reward = evaluation.mean("global", REWARD)
         if self.step == 0 or train_reward > self.best.train_reward:
             self.best = BestEmbedding(candidate, self.step, _finite_or_lowest(train_reward))
@@ -270,8 +274,9 @@ class _Run:
         )
         return evaluation.metrics(), evaluation
 
-    def _evaluate(self, negatives: dict[str, Tensor], pairs: Sequence[Pair]) -> Evaluation:
+    def _evaluate(self, negatives: dict[str, Tensor], pairs: Sequence[Pair], what: str) -> Evaluation:
         validation = self.config.validation
+        images = len(negatives) * len(self.workers.share(len(pairs)))
         return evaluate(
             self.model,
             negatives,
@@ -282,6 +287,7 @@ class _Run:
             batch_size=validation.batch_size,
             keep_images=validation.num_images,
             encoded=self.encoded,
+            made=Counter(images, f"{what}: image", self.say).add,
         )
 
     def _count_invalid(self, gradient: GlobalGradient) -> None:

@@ -3,6 +3,7 @@ checkpoints.
 """
 
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from renege_ray.config.run import RunConfig
 from renege_ray.models.base import TextToImage
 from renege_ray.models.load import load_model
 from renege_ray.output.pictures import image_grid
-from renege_ray.output.progress import ProgressLine
+from renege_ray.output.progress import ProgressLine, duration
 from renege_ray.sampling.negative import Negative
 from renege_ray.sampling.run_rewards import Rewards
 from renege_ray.sampling.workers import Workers
@@ -69,7 +70,15 @@ def _train(job: TrainJob, mailbox: Mailbox, workers: Workers) -> dict[str, Any]:
     resume = checkpoint_of_rank_zero(CheckpointStore(job.root), workers)
     torch.set_num_threads(resume.threads if resume else job.threads)
 
+    def say(line: str) -> None:
+        if workers.rank == 0:
+            mailbox.post(line)
+
+    names = ", ".join((*job.config.rewards.train, *job.config.rewards.held_out))
+    say(f"loading {job.config.model.id} and the rewards {names}")
+    started = time.monotonic()
     models = load_together(lambda: _load(job.config), workers)
+    say(f"loaded in {duration(time.monotonic() - started)}")
     if isinstance(models, str):
         return {"status": "failed", "error": models}
     model, rewards = models
@@ -85,6 +94,7 @@ def _train(job: TrainJob, mailbox: Mailbox, workers: Workers) -> dict[str, Any]:
             resume=resume,
             report=reporter.report,
             asked_to_stop=StopWatch(mailbox),
+            say=say,
         )
     except TrainingError as error:  # the same on every rank, and no restart would help
         reporter.close()
