@@ -14,9 +14,9 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import gpu_models
+from benchmarks.flops import FlopCount
 from benchmarks.gpu_report import Figures, Goal, Part, Report, free_memory, run_parts
 from benchmarks.refl import PlainStableDiffusion, at_depth, depths, refl_gradient, weighted_mean
 from renege_ray.config.run import RunConfig, load_preset, with_values
@@ -27,9 +27,9 @@ from renege_ray.models.frozen_pipeline import FrozenPipeline
 from renege_ray.models.load import choose_dtype
 from renege_ray.output.console import say
 from renege_ray.rewards.weighted import WeightedReward
-from renege_ray.sampling.batches import REWARD_MEMORY
 from renege_ray.sampling.draws import noise
 from renege_ray.sampling.encoded_prompts import EncodedPrompts
+from renege_ray.sampling.memory import plan_memory
 from renege_ray.sampling.run_rewards import Rewards
 from renege_ray.sampling.workers import Workers
 from renege_ray.training.gradient import GlobalGradient, GradientOfBatch
@@ -37,6 +37,7 @@ from renege_ray.tuning.tune import PromptTuner
 
 PROMPTS = [f"a photograph of {number} red apples on a wooden table, early morning" for number in range(64)]
 GIB = 2**30
+NOTABLY = 1.03  # times as fast
 MATMUL_WORK = 1e14  # operations, which takes a large GPU a fifth of a second
 
 
@@ -51,20 +52,13 @@ class Scale:
     """The sizes that are tried, ascending."""
     settings: dict[str, object]
     """That differ from the preset's."""
-    times: int
-    """Updates that are timed at each depth."""
     alone: int
     """Prompts that are tuned one by one."""
 
 
-FULL = Scale(gpu_models.TRUE, (4096, 8192, 16384), (1, 4, 8, 16, 32, 64), {}, times=2, alone=3)
+FULL = Scale(gpu_models.TRUE, (4096, 8192, 16384), (4, 8, 16, 32), {}, alone=3)
 TINY = Scale(
-    gpu_models.TINY,
-    (64, 128),
-    (1, 2),
-    {"sampling.num_inference_steps": 5, "sampling.gradient_steps": [0, 4]},
-    times=1,
-    alone=2,
+    gpu_models.TINY, (64, 128), (1, 2), {"sampling.num_inference_steps": 5, "sampling.gradient_steps": [0, 4]}, alone=2
 )
 
 
@@ -136,18 +130,18 @@ class Bench:
         pipeline = gpu_models.stable_diffusion_xl(self.scale.sizes, self.device, self.dtype)
         model = Encoded(StableDiffusionXL(pipeline, "sdxl", dtype=self.dtype, device=self.device))
         size = self._gradient(model, at_depth(self.config, 0, 1), 4, "auto").micro_batch_size
-        return largest_that_fits(size, lambda size: self.updates(model, 1, size, times=1))
+        return largest_that_fits(size, lambda size: self.updates(model, 1, size))
 
-    def updates(self, model: Encoded, per_rollout: int, micro_batch: int, times: int = 0) -> Figures:
+    def updates(self, model: Encoded, per_rollout: int, micro_batch: int) -> Figures:
         """Rates of updates of one micro-batch with k gradients a rollout, and the memory that they take."""
-        shares, times = depths(self.config.sampling, per_rollout), times or self.scale.times
+        shares = depths(self.config.sampling, per_rollout)
         runs = {d: self._gradient(model, at_depth(self.config, d, per_rollout), micro_batch) for d in shares}
-        made: list[GlobalGradient] = []
+        plan, made = plan_memory(self.config.memory, micro_batch, model.model), list[GlobalGradient]()
 
         def update(depth: int) -> None:
             made.append(runs[depth](len(made), model.null))
 
-        first_s, spent, peak_gib = self._time(update, shares, times)
+        first_s, spent, peak_gib = self._time(update, shares)
         per_second = micro_batch * per_rollout / spent
         tflop = self._tflop_per_gradient(model, per_rollout)
         figures: Figures = {
@@ -159,7 +153,8 @@ class Bench:
             "tflop_per_s": per_second * tflop,
             "share_of_peak": per_second * tflop / self.peak if self.peak else None,
             "peak_gib": peak_gib,
-            "planned_gib": planned_gib(model.model, micro_batch),
+            "planned_gib": plan.needed(micro_batch) if self.device.type == "cuda" else None,
+            "recomputes_activations": plan.saving,
             "first_s": first_s,
             "finite": sum(int(done.valid.sum()) for done in made) / sum(done.valid.numel() for done in made),
         }
@@ -182,7 +177,7 @@ class Bench:
             step = len(schedule) - 1 - depth
             refl_gradient(plain, self.reward, x_T, step, prompts, c, n, schedule, sampling.guidance_scale)
 
-        first_s, spent, peak_gib = self._time(update, depths(sampling, 1), self.scale.times)
+        first_s, spent, peak_gib = self._time(update, depths(sampling, 1))
         self.refl_rate = size / spent
         return {
             "micro_batch": size,
@@ -193,10 +188,8 @@ class Bench:
             "first_s": first_s,
         }
 
-    def _time(
-        self, update: Callable[[int], None], shares: Mapping[int, float], times: int
-    ) -> tuple[float, float, float | None]:
-        """Seconds of the first update, then seconds an update and peak GiB beside what was there before.
+    def _time(self, update: Callable[[int], None], shares: Mapping[int, float]) -> tuple[float, float, float | None]:
+        """Seconds of the first update; of a later one, on average over the depths; its peak GiB beside what was there.
 
         The first one compiles, chooses kernels (with more memory than they take later) and is not counted.
         """
@@ -204,9 +197,7 @@ class Bench:
         first_s = self.seconds(lambda: update(next(iter(shares))))
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-        spent = {}
-        for depth in shares:
-            spent[depth] = self.seconds(partial(_repeat, partial(update, depth), times)) / times
+        spent = {depth: self.seconds(partial(update, depth)) for depth in shares}
         peak = (torch.cuda.max_memory_allocated(self.device) - before) / GIB if self.device.type == "cuda" else None
         return first_s, weighted_mean(spent, shares), peak
 
@@ -222,7 +213,6 @@ class Bench:
             self.config, {f"tuning.{name}": value for name, value in (settings | {"slots": slots}).items()}
         )
         eager = self.eager
-        free_memory()
         tuner = PromptTuner(config, eager.model, Rewards(self.reward), eager.null, eager.prompts)
         for tuned in tuner.tune(PROMPTS[:slots]):
             if tuned.error:
@@ -230,31 +220,31 @@ class Bench:
         return count / self.seconds(lambda: list(tuner.tune(PROMPTS[:count])))
 
     def _best_micro_batch(self) -> tuple[int, dict[str, float]]:
-        """The size with the most gradients per second, up to the one that is planned, and the rates of all tried."""
+        """The smallest size that none beats notably, up to the one that is planned; gradients per second by size."""
         depth = next(iter(depths(self.config.sampling, 1)))
         config, n = at_depth(self.config, depth, 1), self.eager.null
         planned = self._gradient(self.eager, config, max(self.scale.micro_batches), "auto").micro_batch_size
         tried: dict[int, float] = {}
+        best_rate = 0.0
         for size in sorted({*(size for size in self.scale.micro_batches if size < planned), planned}):
             gradient = self._gradient(self.eager, config, size)
             try:
                 gradient(0, n)  # what a size takes once: workspaces, the choice of kernels
-                rate = size / self.seconds(partial(gradient, 1, n))
+                tried[size] = size / self.seconds(partial(gradient, 1, n))
             except UserError:  # it does not fit
                 break
-            enough = bool(tried) and rate < 1.02 * max(tried.values())
-            tried[size] = rate
-            if enough:  # what is larger gains no more
-                break
+            if best_rate * NOTABLY > tried[size]:
+                break  # what is larger gains nothing more
+            best_rate = max(tried.values())
         if not tried:
             raise torch.OutOfMemoryError("not one sample fits")
-        return max(tried, key=tried.__getitem__), {str(size): rate for size, rate in tried.items()}
+        best = next(size for size, rate in tried.items() if NOTABLY * rate >= max(tried.values()))
+        return best, {str(size): rate for size, rate in tried.items()}
 
     def _gradient(
         self, model: Encoded, config: RunConfig, batch: int, micro_batch: int | str | None = None
     ) -> GradientOfBatch:
         """Updates of one batch, computed at once unless a micro-batch is given."""
-        free_memory()  # what is only cached is not taken by the plan for used
         settings = {
             "optim.batch_size": batch, "optim.timestep_groups": 1, "optim.micro_batch_size": micro_batch or batch
         }  # fmt: skip
@@ -284,9 +274,9 @@ class Bench:
 
     @staticmethod
     def _operations(gradient: GradientOfBatch, n: torch.Tensor) -> int:
-        with FlopCounterMode(display=False) as counter:
+        with FlopCount() as counter:
             gradient(0, n)
-        return int(counter.get_total_flops())
+        return counter.total
 
     def seconds(self, work: Callable[[], object]) -> float:
         """By the clock, from an idle device to an idle device."""
@@ -319,11 +309,6 @@ def largest_that_fits(size: int, measure: Callable[[int], Figures]) -> Figures:
 def _repeat(work: Callable[[], object], times: int) -> None:
     for _ in range(times):
         work()
-
-
-def planned_gib(model: FrozenPipeline, micro_batch: int) -> float:
-    """What the plan says that the gradient step of so many samples takes, without the weights."""
-    return micro_batch * (model.gradient_memory(saving=False) + REWARD_MEMORY)
 
 
 def parts_of(bench: Bench, full: bool) -> list[Part]:
