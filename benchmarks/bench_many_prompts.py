@@ -1,10 +1,12 @@
 """A million prompts by simulation: the real job on Ray Data, with a worker that computes nothing.
 
-    python -m benchmarks.bench_many_prompts [--rows ROWS] [--scratch FOLDER]
+    python -m benchmarks.bench_many_prompts [--rows ROWS] [--made ROWS] [--scratch FOLDER]
 
 The driver, the actors, the chunks, the files, their merging and MLflow are those of `tune-prompts`; a row takes no
 time, and its embedding is small (256 bytes), so that a million of them are some hundred MB of disk. The driver is
-killed when half of the rows are there, and started again. Then another process opens the table and looks prompts up.
+killed when half of the rows that it has to make are there, and started again. Then another process opens the table and
+looks prompts up. With `--made`, so many rows are there from the beginning, in files of 1,024: so the last of a million
+can be measured without the hour that the others take.
 
 Resident memory is the kernel's (VmRSS, VmHWM), computing time that of the driver's process. Both are given for each
 1,000 rows, so that runs of different lengths can be compared.
@@ -22,6 +24,7 @@ from dataclasses import dataclass
 from os import sysconf
 from pathlib import Path
 
+from renege_ray.config.cli import Invocation, from_args
 from renege_ray.output.parquet_folder import is_merged
 
 AIM_FILES, AIM_RESUME_SECONDS, AIM_LOOKUP_SECONDS, AIM_MIB = 2000, 60.0, 1.0, 1024
@@ -44,14 +47,30 @@ def drive(folder: Path, rows: int) -> int:
 
     from benchmarks.idle_worker import IdleWorker
     from renege_ray.cluster.pipelines import pipeline, tuning_job, tuning_results
-    from renege_ray.config.cli import from_args
 
     setattr(tuning_job, "PromptWorker", IdleWorker)  # noqa: B010 (the job gets another worker, of the same kind)
     tuning_results._gallery = lambda *_: Image.new("RGB", (8, 8))
     pipeline.SECONDS_BETWEEN_LINES = 0.0
-    flags = ["--prompts", str(folder / "prompts.txt"), "--output-dir", str(folder / "run"), "--num-workers", "2"]
-    parsed = from_args([*flags, "--tuning.num-prompts", str(rows), "--cluster.cpus-per-worker", "1"], "tune_prompts")
+    parsed = _parsed(folder, rows)
     return tuning_job.run(parsed.config, resume=parsed.resume)
+
+
+def make(folder: Path, rows: int, made: int) -> None:
+    """So many rows of the table."""
+    from benchmarks.idle_worker import write_rows
+    from renege_ray.embeddings.tables import TABLE
+    from renege_ray.output.merged_files import FEWEST_ROWS
+    from renege_ray.tuning.inputs import read_tuning_inputs
+
+    table = folder / "run" / f"{TABLE}{read_tuning_inputs(_parsed(folder, rows).config).key}"
+    table.mkdir(parents=True)
+    for start in range(0, made, FEWEST_ROWS):
+        write_rows(str(table / f"part-{start:032x}.parquet"), list(map(prompt, range(start, start + FEWEST_ROWS))))
+
+
+def _parsed(folder: Path, rows: int) -> Invocation:
+    flags = ["--prompts", str(folder / "prompts.txt"), "--output-dir", str(folder / "run"), "--num-workers", "2"]
+    return from_args([*flags, "--tuning.num-prompts", str(rows), "--cluster.cpus-per-worker", "1"], "tune_prompts")
 
 
 def look_up(folder: Path, rows: int) -> None:
@@ -144,16 +163,17 @@ def _tell(looks: Sequence[_Look], what: str) -> None:
     )
 
 
-def main(rows: int = 10_000, scratch: Path | None = None) -> None:
+def main(rows: int = 10_000, made: int = 0, scratch: Path | None = None) -> None:
     """Print everything."""
     with tempfile.TemporaryDirectory(dir=scratch) as name:
         folder = Path(name)
         (folder / "prompts.txt").write_text("".join(f"{prompt(number)}\n" for number in range(rows)))
+        make(folder, rows, made)
         with _driver(folder, rows) as process:
             looks = []
             for look in _looks(process):
                 looks.append(look)
-                if look.rows >= rows / 2:
+                if look.rows >= (made + rows) / 2:
                     break
             process.kill()
         _tell(looks, "until the kill")
@@ -182,6 +202,7 @@ def main(rows: int = 10_000, scratch: Path | None = None) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", type=int, default=10_000)
+    parser.add_argument("--made", type=int, default=0)
     parser.add_argument("--scratch", type=Path)
     parser.add_argument("--drive", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--look-up", type=Path, help=argparse.SUPPRESS)
@@ -191,4 +212,4 @@ if __name__ == "__main__":
     elif given.look_up:
         look_up(given.look_up, given.rows)
     else:
-        main(given.rows, given.scratch)
+        main(given.rows, given.made, given.scratch)

@@ -80,8 +80,10 @@ class Merger:
         """({path: rows} of the small files, their schema) of each merged file."""
         for schema in self._schemas:
             waiting: dict[str, int] = {}
-            for path in [path for path, small in self._small.items() if small.schema is schema]:
-                waiting[path] = self._small[path].rows
+            for path, small in self._small.items():
+                if small.schema is not schema or small.rows >= FEWEST_ROWS:
+                    continue
+                waiting[path] = small.rows
                 if sum(waiting.values()) >= FEWEST_ROWS:
                     yield waiting, schema
                     waiting = {}

@@ -141,6 +141,8 @@ def test_few_rows_wait_for_more_and_merged_files_stay(tmp_path: Path) -> None:
     (second,) = merger.merge(all_rows=True)
     assert sorted(table.files()) == sorted([first, second]) and list(merger.merge(all_rows=True)) == []
     assert len(table.ids()) == 18
+    write_table(tmp_path, files=1, rows=10, first=18)
+    assert list(merger.merge(all_rows=True)) == [], "a file that is large enough is as good as a merged one"
 
 
 def test_row_groups_are_of_a_size_that_reads_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
