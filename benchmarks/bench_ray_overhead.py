@@ -34,7 +34,7 @@ def configure(folder: Path, steps: int) -> RunConfig:
         "--validation.num-prompts", "1", "--validation.num-images", "0", "--prompts.handwritten", "blurry",
         "--rewards.held-out", "[]", "--rewards.judges", "[]", "--test.num-pairs", "1", "--checkpoint.every", "20",
     ]  # fmt: skip
-    return from_args(flags, "bench").config
+    return from_args(flags, "train_global").config
 
 
 def rate(seconds: dict[int, float], batch_size: int) -> float:

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.flops import FlopCount
 from benchmarks.refl import PlainStableDiffusion, at_depth, counted_rows, depths, refl_gradient, weighted_mean
 from renege_ray.config.run import RunConfig, load_preset
 from renege_ray.models.load import load_model
@@ -84,9 +84,9 @@ def count(loop: Loop) -> tuple[float, float]:
     rows: dict[int, float] = {}
     operations: dict[int, float] = {}
     for depth, update in loop.updates.items():
-        with counted_rows(loop.denoiser) as counted, FlopCount() as counter:
+        with counted_rows(loop.denoiser) as counted, FlopCounterMode(display=False) as counter:
             update()
-        rows[depth], operations[depth] = sum(counted), counter.total
+        rows[depth], operations[depth] = sum(counted), counter.get_total_flops()
     return weighted_mean(rows, loop.shares) / loop.gradients, weighted_mean(operations, loop.shares) / loop.gradients
 
 

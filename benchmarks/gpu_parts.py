@@ -14,9 +14,9 @@ from typing import Any
 import diffusers
 import torch
 import transformers
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import gpu_models
-from benchmarks.flops import FlopCount
 from benchmarks.gpu_report import Figures, Goal, Part, Report, free_memory, run_parts
 from benchmarks.refl import PlainStableDiffusion, at_depth, depths, refl_gradient, weighted_mean
 from renege_ray.config.run import RunConfig, load_preset, with_values
@@ -274,9 +274,9 @@ class Bench:
 
     @staticmethod
     def _operations(gradient: GradientOfBatch, n: torch.Tensor) -> int:
-        with FlopCount() as counter:
+        with FlopCounterMode(display=False) as counter:
             gradient(0, n)
-        return counter.total
+        return counter.get_total_flops()
 
     def seconds(self, work: Callable[[], object]) -> float:
         """By the clock, from an idle device to an idle device."""

@@ -87,5 +87,5 @@ class MachineWatch:
                 if self._over.is_set():
                     return
                 for node in known.keys() - alive.keys():
-                    say(f"machine {known[node]} is lost, {len(alive)} left: its work goes on there from what is kept")
+                    say(f"machine {known[node]} is lost, {len(alive)} left: what is kept of its work goes on elsewhere")
                 known = alive

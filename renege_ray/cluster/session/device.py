@@ -20,6 +20,8 @@ def worker_device(cluster: ClusterConfig) -> torch.device:
     own = [str(gpu) for gpu in ray.get_gpu_ids()]
     if not own:
         return torch.device("cpu") if cluster.use_gpu is False else without_cuda()
+    # Batches of changing sizes leave gaps in the memory; segments that grow leave few. Read when CUDA is first used.
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     # Where Ray has been told to leave that variable alone, its numbers are those of the machine.
     device = torch.device("cuda", min(visible.split(",").index(gpu) if visible else int(gpu) for gpu in own))
