@@ -18,9 +18,9 @@ What two different sources have in common stays in the held-out prompts first, t
 import hashlib
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import compress
 from pathlib import Path
 from typing import Literal
@@ -48,14 +48,17 @@ class PromptSet:
     """Of the source, for people."""
     blank_lines_skipped: int = 0
     """Lines (or rows, or items) without a prompt."""
-    duplicates: int = 0
-    """How many prompts are repetitions of an earlier one (by `prompt_id`)."""
     categories: tuple[str, ...] = ()
     """Of each prompt ("" where it has none), or empty where the source knows none."""
     unit: str = "line"
     """What a line is called in this source."""
     remarks: tuple[str, ...] = ()
     """What else there is to say, in a few words each."""
+
+    @cached_property
+    def duplicates(self) -> int:
+        """How many prompts are repetitions of an earlier one (by `prompt_id`); counted where it is asked for."""
+        return len(self.prompts) - len(set(map(prompt_id, self.prompts)))
 
     def notes(self) -> str:
         """What a user should know of the set, in one line: "list.txt: 7 prompts, 1 blank line skipped"."""
@@ -178,11 +181,7 @@ def _prompt_set(
 ) -> PromptSet:
     # Of a table a row is skipped for its prompt alone, so that is what is called blank there.
     unit = unit if unit == "line" else "prompt"
-    return PromptSet(tuple(prompts), name, blank, _repeated(prompts), categories, unit, remarks)
-
-
-def _repeated(prompts: Iterable[str]) -> int:
-    return sum(count - 1 for count in Counter(map(prompt_id, prompts)).values())
+    return PromptSet(tuple(prompts), name, blank, categories, unit, remarks)
 
 
 def _share(found: PromptSet, split: Split, sharing: Sequence[Split]) -> PromptSet:
@@ -222,5 +221,4 @@ def _without_common(found: dict[Split, PromptSet]) -> dict[Split, PromptSet]:
 
 def _only(found: PromptSet, keep: Sequence[bool]) -> PromptSet:
     prompts = tuple(compress(found.prompts, keep))
-    categories = tuple(compress(found.categories, keep))
-    return replace(found, prompts=prompts, categories=categories, duplicates=_repeated(prompts))
+    return replace(found, prompts=prompts, categories=tuple(compress(found.categories, keep)))
