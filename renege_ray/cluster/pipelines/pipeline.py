@@ -146,8 +146,8 @@ def _compute(
     figures: dict[str, float] = {}
     try:
         # Ray's defaults are what is wanted: a task is done again when its worker dies, max_errored_blocks is 0. How
-        # often a worker may die is for `kill_journal` to say.
-        told = ray.data.from_arrow([as_block(chunk) for chunk in chunks]).map_batches(
+        # often a worker may die is for `kill_journal` to say. (`from_arrow` would look at each block in a task.)
+        told = ray.data.from_blocks([as_block(chunk) for chunk in chunks]).map_batches(
             worker,
             fn_constructor_args=(job, mailbox),
             batch_size=max(map(len, chunks)),  # a whole block: with GPUs, Ray wants the number
