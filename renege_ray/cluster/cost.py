@@ -21,7 +21,10 @@ class Cost:
 
 
 def gradient_cost(config: RunConfig) -> Cost:
-    """All updates: the steps of the rollouts are drawn in advance, so the count is exact."""
+    """All updates: the steps of the rollouts are drawn in advance, so the count is exact.
+
+    Gradients on the way cost no forward pass; a rollout's last one, after which it ends, costs both branches.
+    """
     optim = config.optim
     group_size = optim.batch_size // optim.timestep_groups
     rollouts = sum(
@@ -29,8 +32,8 @@ def gradient_cost(config: RunConfig) -> Cost:
         for step in range(optim.steps)
         for group in range(optim.timestep_groups)
     )
-    gradients = optim.steps * optim.batch_size * optim.gradients_per_rollout
-    return Cost(2 * rollouts + 2 * gradients, *[gradients] * 4)
+    ends = optim.steps * optim.batch_size
+    return Cost(2 * rollouts + 2 * ends, *[ends * optim.gradients_per_rollout] * 4)
 
 
 def evaluation_cost(config: RunConfig, images: int) -> Cost:
@@ -47,9 +50,11 @@ def validation_images(config: RunConfig) -> int:
 
 
 def tuning_cost(config: RunConfig, prompts: int) -> Cost:
-    """All prompts, if none stops early: every candidate's generation and gradient, and what else is compared."""
+    """All prompts, if none stops early: every candidate's generation, the gradients on its way, which cost no forward
+    pass of the denoiser, and what else is compared.
+    """
     tuning = config.tuning
     seeds = tuning.tune_seeds + tuning.eval_seeds
     generated = (tuning.steps + 1) * tuning.tune_seeds + 2 * seeds + 2 * tuning.eval_seeds
     gradients = prompts * tuning.steps * tuning.tune_seeds * tuning.gradients_per_rollout
-    return evaluation_cost(config, prompts * generated) + Cost(2 * gradients, *[gradients] * 4)
+    return evaluation_cost(config, prompts * generated) + Cost(0, *[gradients] * 4)
