@@ -79,9 +79,8 @@ def reward_and_slope(
     values, slope = {}, torch.zeros_like(seen)
     for name, (reward, weight) in rewards.items():
         with torch.enable_grad():
-            value = reward(
-                seen.view_as(seen), prompts
-            )  # torch's FLOP counter cannot watch a module that is given a leaf
+            # A view: torch's FLOP counter cannot watch a module that is given a leaf.
+            value = reward(seen.view_as(seen), prompts)
             total = value.sum()  # its gradient is each image's own: no image's reward depends on another one
         slope += weight * torch.autograd.grad(total, seen)[0]
         values[name] = value.detach()

@@ -12,10 +12,8 @@ from torch.nn import functional as F
 from renege_ray.errors import first_line
 from renege_ray.output.console import say
 
-NATIVE_BFLOAT16 = (
-    8,
-    0,
-)  # Ampere; before, torch emulates it in float32, and its `is_bf16_supported()` is true all the same
+# Ampere; before, torch emulates it in float32, and its `is_bf16_supported()` is true all the same.
+NATIVE_BFLOAT16 = (8, 0)
 TENSOR_CORES = (7, 0)  # Volta; before, float16 is as slow as float32 or much slower
 # Of 7.5, as the T4, but without tensor cores, and known for float16 convolutions that are not finite.
 WITHOUT_TENSOR_CORES = "GTX 16"

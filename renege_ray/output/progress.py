@@ -14,23 +14,6 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def counted(
-    items: Sequence[T],
-    what: str,
-    say: Callable[[str], None],
-    every: float = 5.0,
-    clock: Callable[[], float] = time.monotonic,
-) -> Iterator[T]:
-    """The items; at most one line in `every` seconds says how many are done and when all will be."""
-    started = last = clock()
-    for done, item in enumerate(items):
-        now = clock()
-        if done and now - last >= every:
-            last = now
-            say(f"{what} {done}/{len(items)}  ETA {duration((now - started) / done * (len(items) - done))}")
-        yield item
-
-
 class Counter:
     """Told of what is done in pieces; at most one line in `every` seconds says how much that is, and when all will be.
 
@@ -56,6 +39,20 @@ class Counter:
             self._last = now
             left = (now - self._started) / self._done * (self._total - self._done)
             self._say(f"{self._what} {self._done}/{self._total}  ETA {duration(left)}")
+
+
+def counted(
+    items: Sequence[T],
+    what: str,
+    say: Callable[[str], None],
+    every: float = 5.0,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[T]:
+    """The items; at most one line in `every` seconds says how many are done and when all will be."""
+    counter = Counter(len(items), what, say, every, clock)
+    for item in items:
+        yield item
+        counter.add(1)
 
 
 class ProgressLine:

@@ -62,9 +62,7 @@ class GradientMemory:
 _NO_LIMIT = 2**31
 
 
-def plan_memory(
-    memory: str, given: Literal["auto"] | int, model: TextToImage, *, share: float | None = None
-) -> GradientMemory:
+def plan_memory(memory: str, given: Literal["auto"] | int, model: TextToImage) -> GradientMemory:
     """How the gradient step uses what is left beside all that has been loaded already.
 
     A micro-batch size that the user gave is kept; activations are then saved if it does not fit otherwise.
@@ -73,9 +71,8 @@ def plan_memory(
         memory: as `RunConfig.memory`.
         given: the setting of the micro-batch size.
         model: on its device.
-        share: of the accelerator that this process may use; None: what it is held to, as torch says.
     """
-    available = available_memory(memory, model.device, share=share)
+    available = available_memory(memory, model.device)
     if available is None:
         return GradientMemory(float("inf"), 0.0, 0.0, None, saving=False)
     return plan_within(available, given, model)
@@ -107,6 +104,11 @@ def available_memory(memory: str, device: torch.device, *, share: float | None =
     `memory` names what this process has, or is "auto": all of the accelerator that is free. Either way it is no more
     than the share of the accelerator that the process is held to. On a CPU there is no limit. What PyTorch keeps in its
     own cache is free, too: a plan is the same whatever was computed before.
+
+    Args:
+        memory: as `RunConfig.memory`.
+        device: where the model is.
+        share: of the accelerator that this process may use; None: what it is held to, as torch says.
     """
     if device.type != "cuda":
         return None if memory == "auto" else TIERS[memory] * 1e9 / 2**30 - RESERVE

@@ -151,6 +151,7 @@ class _Batch:
         self._embeds = torch.cat([negatives.to(device), sampler.encoded(self._prompts)])
         self._n = [path.negative for path in paths]
         self._c = [len(negatives) + row for row in range(len(paths))]
+        self._indices: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}
         columns = 1 + len(sampler.reward.names)
         wide = torch.device("cpu") if device.type == "mps" else device  # Apple's GPUs have no float64
         taken = max(len(path.gradient_steps) for path in paths)
@@ -246,8 +247,13 @@ class _Batch:
         if rows:
             values[self._index(rows, values.device)] = new
 
-    @staticmethod
-    def _index(rows: Sequence[int], device: torch.device) -> Tensor:
-        """On an accelerator a list would be copied in a way that waits for all that is being computed."""
-        index = torch.tensor(list(rows), dtype=torch.int64)
-        return index.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else index.to(device)
+    def _index(self, rows: Sequence[int], device: torch.device) -> Tensor:
+        """On an accelerator a list would be copied in a way that waits for all that is being computed. Most steps have
+        the rows of the step before.
+        """
+        key = (tuple(rows), device)
+        if key not in self._indices:
+            index = torch.tensor(key[0], dtype=torch.int64)
+            pinned = index.pin_memory() if device.type == "cuda" else index
+            self._indices[key] = pinned.to(device, non_blocking=True)
+        return self._indices[key]
