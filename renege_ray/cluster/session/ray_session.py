@@ -119,6 +119,8 @@ def shaped_session(config: ClusterConfig, shape_on: Callable[[Sequence[Node], bo
         return
     here = this_machine()
     shape = shape_on([here], False)
+    # Nobody takes this machine away, and each of Ray's processes costs a second or two of it at the start.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     _let_workers_import_the_package()
     provide_token()
     _init(

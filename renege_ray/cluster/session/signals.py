@@ -16,6 +16,7 @@ T = TypeVar("T")
 # tracking store and Ray's own end. Work that is asked to stop usually needs a second.
 PATIENCE_SECONDS = 12.0
 _SECONDS_BETWEEN_LOOKS = 0.2
+_SECONDS_BETWEEN_LINES = 1.0  # to ask another process for them takes CPU that is the work's
 # Whoever signals a process and then its whole group (`timeout` does) means it once.
 _SECONDS_OF_ONE_REQUEST = 1.0
 # A signal to all processes of a job reaches Ray's processes before the handler of this one has run.
@@ -82,7 +83,7 @@ def run_until_stopped(
 
     previous = {number: signal.signal(number, handle) for number in stop_signals()}
     thread = threading.Thread(target=target, name="work", daemon=True)
-    deadline, lost_since = float("inf"), float("inf")
+    deadline, lost_since, next_lines = float("inf"), float("inf"), 0.0
     try:
         thread.start()
         while thread.is_alive():
@@ -96,8 +97,9 @@ def run_until_stopped(
                 raise Abandoned(loss)
             if now > deadline:
                 raise Abandoned(f"the work did not stop within {patience:g} s")
-            if not loss:
+            if not loss and now >= next_lines:
                 meanwhile()
+                next_lines = now + _SECONDS_BETWEEN_LINES
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
