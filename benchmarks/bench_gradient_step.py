@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.naive import naive_gradient
+from renege_ray.method.guidance import Guidance
 from renege_ray.method.objective import reward_of_prediction
 from renege_ray.models.families.stable_diffusion import StableDiffusion
 from renege_ray.models.loading.hub import read_pipeline
@@ -40,13 +41,13 @@ def steps_to_compare() -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
     def exact() -> Tensor:
         leaf = n.clone().requires_grad_()
         rewards = reward_of_prediction(
-            model.denoise, model.decode, reward, x_t, step, prompts, c, leaf, schedule, GUIDANCE_SCALE
+            model.denoise, model.decode, reward, x_t, step, prompts, c, leaf, schedule, Guidance(GUIDANCE_SCALE)
         )
         (gradient,) = torch.autograd.grad(rewards.sum(), leaf)
         return gradient
 
     def naive() -> Tensor:
-        return naive_gradient(model, reward, x_t, step, prompts, c, n, schedule, GUIDANCE_SCALE)
+        return naive_gradient(model, reward, x_t, step, prompts, c, n, schedule, Guidance(GUIDANCE_SCALE))
 
     return exact, naive
 

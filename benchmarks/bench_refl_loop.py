@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.refl import PlainStableDiffusion, at_depth, counted_rows, depths, refl_gradient, weighted_mean
 from renege_ray.config.run import RunConfig, load_preset
+from renege_ray.method.guidance import Guidance
 from renege_ray.models.load import load_model
 from renege_ray.models.loading.hub import read_pipeline
 from renege_ray.models.toy import FIRST_MODEL, PIPELINE_FOLDER
@@ -67,7 +68,7 @@ def make_loops(config: RunConfig) -> dict[int, Loop]:
 
     def refl(depth: int) -> Callable[[], object]:
         step, w = len(schedule) - 1 - depth, config.sampling.guidance_scale
-        return lambda: refl_gradient(plain, reward, x_T, step, prompts, c, n, schedule, w)
+        return lambda: refl_gradient(plain, reward, x_T, step, prompts, c, n, schedule, Guidance(w))
 
     loops = {}
     for k in AIMS:

@@ -21,6 +21,7 @@ from benchmarks.gpu_report import Figures, Goal, Part, Report, free_memory, run_
 from benchmarks.refl import PlainStableDiffusion, at_depth, depths, refl_gradient, weighted_mean
 from renege_ray.config.run import RunConfig, load_preset, with_values
 from renege_ray.errors import UserError
+from renege_ray.method.guidance import Guidance
 from renege_ray.models.families.stable_diffusion import StableDiffusion
 from renege_ray.models.families.stable_diffusion_xl import StableDiffusionXL
 from renege_ray.models.frozen_pipeline import FrozenPipeline
@@ -175,7 +176,7 @@ class Bench:
 
         def update(depth: int) -> None:
             step = len(schedule) - 1 - depth
-            refl_gradient(plain, self.reward, x_T, step, prompts, c, n, schedule, sampling.guidance_scale)
+            refl_gradient(plain, self.reward, x_T, step, prompts, c, n, schedule, Guidance(sampling.guidance_scale))
 
         first_s, spent, peak_gib = self._time(update, depths(sampling, 1))
         self.refl_rate = size / spent

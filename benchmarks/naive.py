@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from renege_ray.method.guidance import guide
+from renege_ray.method.guidance import Guidance
 from renege_ray.method.objective import RewardFunction
 from renege_ray.method.rollout import match_batch
 from renege_ray.method.schedule import Schedule
@@ -61,7 +61,7 @@ def naive_gradient(
     prompt_embeds: Tensor,
     negative_prompt_embeds: Tensor,
     schedule: Schedule,
-    guidance_scale: float,
+    guidance: Guidance,
     *,
     checkpointing: bool = True,
 ) -> Tensor:
@@ -73,7 +73,7 @@ def naive_gradient(
         embeds = torch.cat([match_batch(n, prompt_embeds), prompt_embeds])
         output = model.denoise(torch.cat([latents, latents]), schedule.timesteps[step], embeds)
         e_n, e_c = output.chunk(2)
-        guided = guide(e_n, e_c, guidance_scale)
+        guided = guidance(e_n, e_c, step)
         x0, _ = schedule.split(guided, latents, step)
         reward(model.decode(x0), prompts).sum().backward()
     assert n.grad is not None

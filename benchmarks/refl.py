@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from benchmarks.naive import naive_gradient
 from renege_ray.config.run import RunConfig, SamplingConfig, with_values
+from renege_ray.method.guidance import Guidance
 from renege_ray.method.objective import RewardFunction
 from renege_ray.method.rollout import rollout
 from renege_ray.method.schedule import Schedule
@@ -55,7 +56,7 @@ def refl_gradient(
     prompt_embeds: Tensor,
     negative_prompt_embeds: Tensor,
     schedule: Schedule,
-    guidance_scale: float,
+    guidance: Guidance,
     *,
     checkpointing: bool = False,
 ) -> Tensor:
@@ -70,9 +71,9 @@ def refl_gradient(
     """
     n = negative_prompt_embeds
     with torch.no_grad():
-        x_t = rollout(model.denoise, x_T, prompt_embeds, n, schedule, guidance_scale, stop=step).latents
+        x_t = rollout(model.denoise, x_T, prompt_embeds, n, schedule, guidance, stop=step).latents
     return naive_gradient(
-        model, reward, x_t, step, prompts, prompt_embeds, n, schedule, guidance_scale, checkpointing=checkpointing
+        model, reward, x_t, step, prompts, prompt_embeds, n, schedule, guidance, checkpointing=checkpointing
     )
 
 

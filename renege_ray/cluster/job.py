@@ -31,9 +31,9 @@ Inputs = TypeVar("Inputs", bound=HasNotes)
 Shape = TypeVar("Shape")
 
 
-def check_for_models(config: RunConfig) -> None:
+def check_for_models(config: RunConfig, *, gradients: bool = True) -> None:
     """Print all that is missing of models and rewards, and raise UserError for it."""
-    if problems := find_model_problems(config):
+    if problems := find_model_problems(config, gradients=gradients):
         say(not_ready(problems))
         raise first_problem(problems)
 

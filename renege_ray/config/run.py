@@ -49,6 +49,9 @@ class ModelConfig(Section):
     size: Annotated[tuple[Count, Count], AsTuple] | None = Field(
         None, description="height, width of the images in pixels; by default what the model was trained at"
     )
+    negative_tokens: Count | None = Field(
+        None, description="tokens of the learned negative, where the model leaves that free; default: the family's"
+    )
     frames: Count = Field(16, description="of a video, where the model makes videos")
     controlnet: PathOrName | None = Field(
         None, description="a ControlNet to add to a Stable Diffusion model: a folder, or a Hub id"
@@ -94,10 +97,15 @@ class PromptsConfig(Section):
 
 
 class SamplingConfig(Section):
-    """How an image is made, in training as in evaluation (deterministic DDIM under guidance)."""
+    """How an image is made, in training as in evaluation (deterministic steps under guidance)."""
 
     num_inference_steps: Count = Field(30, description="sampler steps T")
-    guidance_scale: float = Field(7.5, description="w of classifier-free guidance, above 1")
+    guidance_scale: float = Field(
+        7.5, gt=0, description="of classifier-free guidance, as the model's pipeline calls it: above 1, as a rule"
+    )
+    guidance_options: dict[str, float] = Field(
+        {}, description="what else the pipeline's guidance is told, by its own names: {NAME: NUMBER}"
+    )
     gradient_steps: Annotated[tuple[int, int], AsTuple] = Field(
         (0, 10),
         description="first, last: steps that gradients are taken at, counted from the clean end; "
@@ -105,13 +113,7 @@ class SamplingConfig(Section):
     )
 
     @model_validator(mode="after")
-    def _gradient_reaches_the_embedding(self) -> Self:
-        if self.guidance_scale <= 1:
-            raise ValueError(
-                f"sampling.guidance_scale: {self.guidance_scale:g} is not above 1, so no gradient that "
-                "improves images reaches the negative embedding (d eps / d eps_n = 1 - w); "
-                "give a scale above 1, such as 7.5"
-            )
+    def _there_are_steps_for_gradients(self) -> Self:
         first, last = self.gradient_steps
         if not 0 <= first < last <= self.num_inference_steps:
             why = (

@@ -17,7 +17,7 @@ def add_sampling_flags(parser: argparse.ArgumentParser, job: str) -> None:
     words = "where the settings below come from (default: toy, or that of the family of --model)"
     add("--preset", metavar="NAME|FILE", help=words)
     add("--model", metavar="ID", help="'toy', 'toy2', a folder in diffusers format, or a Hub id")
-    add("--guidance-scale", type=number, metavar="W", help="above 1")
+    add("--guidance-scale", type=number, metavar="W", help="as the model's pipeline has it; above 1, as a rule")
     add("--num-inference-steps", type=int, metavar="T", help="sampler steps")
     add("--output-dir", type=absolute_path, metavar="DIR", help=f"default: outputs/{job}-DATE-TIME")
 

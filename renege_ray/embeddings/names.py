@@ -210,7 +210,7 @@ def _resolve(
 ) -> ComparedNegative:
     model = _model_of(method, config)
     if method.model:
-        check_model_and_lora(model, config.sampling.num_inference_steps)
+        check_model_and_lora(model, config.sampling, gradients=False)
     refiner = locate_refiner(method.refine, config.evaluation.refiners) if method.refine else None
     if method.kind != "prompt":
         negative = read_negative(method.kind, method.value, config, encoder)

@@ -103,7 +103,7 @@ def generate(request: GenerateRequest, say: Callable[[str], None] = say) -> list
 def _generate(request: GenerateRequest, say: Callable[[str], None]) -> list[Path]:
     started = time.monotonic()
     config = request.config
-    check_model(config.model, config.sampling.num_inference_steps)
+    check_model(config.model, config.sampling, gradients=False)
     negatives = _read_negatives(request, say)
     model = load_model(config.model)
     folder = make_output_dir(config.output_dir)

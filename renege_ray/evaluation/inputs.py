@@ -123,9 +123,9 @@ def _check_models(config: RunConfig) -> None:
     """The model and the rewards that are asked for are there; the Hub's files are downloaded here."""
     chosen = config.evaluation.rewards
     if not chosen:
-        check_models(config)
+        check_models(config, gradients=False)
         return
-    check_model_and_lora(config.model, config.sampling.num_inference_steps)
+    check_model_and_lora(config.model, config.sampling, gradients=False)
     check_names(chosen, REWARD_NAMES + JUDGE_NAMES, "evaluation.rewards:")
     for name in chosen:
         if [full_name(other) for other in chosen].count(full_name(name)) > 1:

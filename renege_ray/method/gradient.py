@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from renege_ray.method.guidance import guide
+from renege_ray.method.guidance import Guidance
 from renege_ray.method.objective import Decode, RewardFunction
 from renege_ray.method.rollout import Denoiser
 from renege_ray.method.schedule import Schedule
@@ -29,7 +29,7 @@ def gradient_at(
     prompt_output: Tensor,
     negative_prompt_embeds: Tensor,
     schedule: Schedule,
-    guidance_scale: float,
+    guidance: Guidance,
     slope_of_reward: SlopeOfReward,
 ) -> tuple[Tensor, Tensor]:
     """dR/dn of each sample at a step, and e_n, which a rollout that goes on from here has use for.
@@ -41,7 +41,7 @@ def gradient_at(
         prompt_output: e_c at x_t, (B, C, H, W): it does not depend on n.
         negative_prompt_embeds: n of each sample, (B, L, D). A leaf for each: one that fails (NaN) spoils no other.
         schedule: T steps.
-        guidance_scale: w.
+        guidance: Eq. 5, of each step.
         slope_of_reward: the first stage.
 
     Returns:
@@ -50,7 +50,7 @@ def gradient_at(
     with torch.enable_grad():
         n = negative_prompt_embeds.detach().clone().requires_grad_()
         e_n = denoiser(latents, schedule.timesteps[step], n)
-        x0, _ = schedule.split(guide(e_n, prompt_output, guidance_scale), latents, step)
+        x0, _ = schedule.split(guidance(e_n, prompt_output, step), latents, step)
     (gradients,) = torch.autograd.grad(x0, n, slope_of_reward(x0.detach()))
     return gradients, e_n.detach()
 

@@ -9,20 +9,64 @@ Notation, used in all of `renege_ray.method`
 Equation numbers are those of the ReNeg paper.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 from torch import Tensor
 
+from renege_ray.method.schedule import factor
 
-def guide(noise_negative: Tensor, noise_prompt: Tensor, guidance_scale: float) -> Tensor:
-    """Eq. 5: e = e_n + w (e_c - e_n).
+Rescale = Callable[[Tensor, Tensor], Tensor]
+"""What some pipelines do to the guided output u, given e_c; all (B, C, H, W). See `renege_ray.method.rescaling`."""
 
-    Hence de / de_n = 1 - w, and at w = 1 the negative embedding has no effect and gets no gradient. The
-    formula is affine in the outputs with coefficients that sum to one, so that it means the same for a model
-    that predicts the noise, v or x_0: each is an affine function of the noise at fixed x_t.
+
+@dataclass(frozen=True)
+class Guidance:
+    """Eq. 5 as a pipeline has it: u = e_n + w_i (e_c - e_n) at step i, and e = r(u, e_c).
+
+        plain (the paper)                      w_i = w,                  r(u, e_c) = u
+        e = e_c + g (e_c - e_n)                w_i = g + 1
+        an interval of steps, two scales       w_i differs; w_i = 1 is no guidance: u = e_c
+        a rescaled result                      r, which leaves e_c as it is: r(e_c, e_c) = e_c
+
+    The way back to n goes through e_n:
+
+        de / de_n = (1 - w_i) dr/du,
+
+    so that at a step with w_i = 1 the negative embedding has no effect and gets no gradient. Plain guidance is affine
+    in the outputs with coefficients that sum to one; hence it means the same for a model that predicts the noise, v,
+    x_0 or the velocity of flow matching: each is an affine function of the noise at fixed x_t.
+    """
+
+    scale: float | Tensor
+    """w of all steps; or w_i of each, (T,) float64 on the CPU."""
+    rescale: Rescale | None = None
+    """r, differentiable in u; None where it is u itself. It treats each sample by itself."""
+
+    def __call__(self, noise_negative: Tensor, noise_prompt: Tensor, step: int | Tensor) -> Tensor:
+        """The guided output e, (B, C, H, W).
+
+        Args:
+            noise_negative: e_n, (B, C, H, W).
+            noise_prompt: e_c, (B, C, H, W).
+            step: i; or one for each sample, (B,) int64 on the CPU.
+        """
+        w = factor(self.scale, step, noise_prompt) if isinstance(self.scale, Tensor) else self.scale
+        guided = guide(noise_negative, noise_prompt, w)
+        return guided if self.rescale is None else self.rescale(guided, noise_prompt)
+
+    def at(self, step: int) -> float:
+        """w_i."""
+        return float(self.scale[step] if isinstance(self.scale, Tensor) else self.scale)
+
+
+def guide(noise_negative: Tensor, noise_prompt: Tensor, guidance_scale: float | Tensor) -> Tensor:
+    """Eq. 5, plain: e = e_n + w (e_c - e_n), so that de / de_n = 1 - w.
 
     Args:
         noise_negative: e_n, (B, C, H, W).
         noise_prompt: e_c, (B, C, H, W).
-        guidance_scale: w.
+        guidance_scale: w; as a tensor, one that broadcasts.
 
     Returns:
         e, (B, C, H, W).

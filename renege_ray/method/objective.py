@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from renege_ray.method.guidance import guide
+from renege_ray.method.guidance import Guidance
 from renege_ray.method.rollout import Denoiser, match_batch
 from renege_ray.method.schedule import Schedule
 
@@ -31,7 +31,7 @@ def predict_x0(
     prompt_embeds: Tensor,
     negative_prompt_embeds: Tensor,
     schedule: Schedule,
-    guidance_scale: float,
+    guidance: Guidance,
 ) -> Tensor:
     """Eq. 5 and 6 at one step: x_0 as a differentiable function of n, and of nothing else.
 
@@ -42,7 +42,7 @@ def predict_x0(
         prompt_embeds: c, (B, L, D); treated as a constant.
         negative_prompt_embeds: n, (1 | B, L, D).
         schedule: T steps.
-        guidance_scale: w.
+        guidance: Eq. 5, of each step.
 
     Returns:
         x_0, (B, C, H, W).
@@ -51,7 +51,7 @@ def predict_x0(
     with torch.no_grad():
         e_c = denoiser(x_t, t, prompt_embeds)
     e_n = denoiser(x_t, t, match_batch(negative_prompt_embeds, prompt_embeds))
-    x0, _ = schedule.split(guide(e_n, e_c, guidance_scale), x_t, step)
+    x0, _ = schedule.split(guidance(e_n, e_c, step), x_t, step)
     return x0
 
 
@@ -65,7 +65,7 @@ def reward_of_prediction(
     prompt_embeds: Tensor,
     negative_prompt_embeds: Tensor,
     schedule: Schedule,
-    guidance_scale: float,
+    guidance: Guidance,
 ) -> Tensor:
     """Eq. 7 before the mean: R(c, decode(x_0)) of each sample.
 
@@ -73,7 +73,7 @@ def reward_of_prediction(
     however they are batched.
 
     Args:
-        denoiser, latents, step, prompt_embeds, negative_prompt_embeds, schedule, guidance_scale: see
+        denoiser, latents, step, prompt_embeds, negative_prompt_embeds, schedule, guidance: see
             `predict_x0`.
         decode: latents -> images in [0, 1].
         reward: images, prompts -> (B,).
@@ -82,5 +82,5 @@ def reward_of_prediction(
     Returns:
         Rewards, (B,), differentiable in n.
     """
-    x0 = predict_x0(denoiser, latents, step, prompt_embeds, negative_prompt_embeds, schedule, guidance_scale)
+    x0 = predict_x0(denoiser, latents, step, prompt_embeds, negative_prompt_embeds, schedule, guidance)
     return reward(decode(x0), prompts)

@@ -1,4 +1,4 @@
-"""Sampling with a negative embedding: deterministic DDIM under classifier-free guidance (Eq. 5), from x_T
+"""Sampling with a negative embedding: deterministic steps under classifier-free guidance (Eq. 5), from x_T
 downwards.
 
 Shapes as in `renege_ray.method.guidance`. One rollout serves training (stop before the step whose gradient is
@@ -13,15 +13,15 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from renege_ray.method.guidance import guide
+from renege_ray.method.guidance import Guidance
 from renege_ray.method.schedule import Schedule
 
 
 class Denoiser(Protocol):
-    """A frozen model's output: the noise, v or x_0, whichever its schedule names."""
+    """A frozen model's output: the noise, v, x_0 or the velocity, whichever its schedule names."""
 
     def __call__(self, latents: Tensor, timestep: Tensor, prompt_embeds: Tensor) -> Tensor:
-        """(B, C, H, W), int64 timesteps (0-d, or (B,) where each sample has its own), (B, L, D) -> (B, C, H, W)."""
+        """(B, C, H, W), timesteps (0-d, or (B,) where each sample has its own), (B, L, D) -> (B, C, H, W)."""
         ...
 
 
@@ -41,7 +41,7 @@ def rollout(
     prompt_embeds: Tensor,
     negative_prompt_embeds: Tensor,
     schedule: Schedule,
-    guidance_scale: float,
+    guidance: Guidance,
     *,
     stop: int | None = None,
     keep: Collection[int] = (),
@@ -57,7 +57,7 @@ def rollout(
         prompt_embeds: c, (B, L, D).
         negative_prompt_embeds: n, one for all (1, L, D) or one for each (B, L, D).
         schedule: T steps.
-        guidance_scale: w.
+        guidance: Eq. 5, of each step.
         stop: the step to stop before, 0..T; T, a full generation, if None.
         keep: steps, 0..stop and below T, whose entrance state is wanted: several gradients from one rollout.
 
@@ -76,7 +76,7 @@ def rollout(
     for i in range(stop):
         if i in keep:
             kept[i] = x
-        x0, noise = guided_x0_and_noise(denoiser, x, i, embeds, schedule, guidance_scale)
+        x0, noise = guided_x0_and_noise(denoiser, x, i, embeds, schedule, guidance)
         x = schedule.step(x0, noise, i)
     if stop in keep:
         kept[stop] = x
@@ -89,7 +89,7 @@ def both_branches(negative_prompt_embeds: Tensor, prompt_embeds: Tensor) -> Tens
 
 
 def guided_x0_and_noise(
-    denoiser: Denoiser, latents: Tensor, step: int, embeds: Tensor, schedule: Schedule, guidance_scale: float
+    denoiser: Denoiser, latents: Tensor, step: int, embeds: Tensor, schedule: Schedule, guidance: Guidance
 ) -> tuple[Tensor, Tensor]:
     """Eq. 5 and 6 at one step of a sampler: (x_0, e), both (B, C, H, W), as `Schedule.split` has them.
 
@@ -99,10 +99,10 @@ def guided_x0_and_noise(
         step: index into the schedule, 0..T-1.
         embeds: n and c, (2B, L, D), of `both_branches`.
         schedule: T steps.
-        guidance_scale: w.
+        guidance: Eq. 5, of each step.
     """
     e_n, e_c = denoiser(torch.cat([latents, latents]), schedule.timesteps[step], embeds).chunk(2)
-    return schedule.split(guide(e_n, e_c, guidance_scale), latents, step)
+    return schedule.split(guidance(e_n, e_c, step), latents, step)
 
 
 def match_batch(negative_prompt_embeds: Tensor, prompt_embeds: Tensor) -> Tensor:

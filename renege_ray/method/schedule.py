@@ -2,10 +2,14 @@
 
     x = signal x_0 + sigma e,      e ~ N(0, 1),      x' = signal' x_0 + sigma' e
 
-Step i = 0 .. T-1, 0 being the noisiest, goes from x to x'. Diffusion models preserve the variance: signal = sqrt(a) and
-sigma = sqrt(1 - a) with a = alphas_cumprod[t]. (Where signal = 1 - sigma, the step is the Euler step of flow matching.)
-A step goes from timestep t_i to t_i - N // T, where N is the number of training timesteps (the rule of diffusers'
+Step i = 0 .. T-1, 0 being the noisiest, goes from x to x'.
+
+Diffusion models preserve the variance: signal = sqrt(a) and sigma = sqrt(1 - a) with a = alphas_cumprod[t]; the step is
+DDIM's. It goes from timestep t_i to t_i - N // T, where N is the number of training timesteps (the rule of diffusers'
 DDIMScheduler: for some spacings that is not t_{i+1}, and images agree with diffusers' only if this is kept).
+
+Flow matching (Lipman et al. 2023; Liu et al. 2023) goes straight from e to x_0: signal = 1 - sigma, and the model
+predicts the velocity v = e - x_0. The same step is then Euler's, x' = x + (sigma' - sigma) v.
 
 The factors of a step are float64 tensors on the CPU without dimensions: they keep the dtype of the latents that they
 multiply, and on a GPU they are arguments of the kernel, not something to wait for.
@@ -19,7 +23,7 @@ from torch import Tensor
 
 from renege_ray.errors import UserError
 
-PredictionType = Literal["epsilon", "v_prediction", "sample"]
+PredictionType = Literal["epsilon", "v_prediction", "sample", "flow"]
 TimestepSpacing = Literal["leading", "trailing", "linspace"]
 
 
@@ -28,7 +32,7 @@ class Schedule:
     """A sampler of T steps."""
 
     timesteps: Tensor
-    """t_i, what the model is told at step i; (T,) int64, descending."""
+    """t_i, what the model is told at step i; (T,) int64 or, of flow matching, float32, descending."""
     signal: Tensor
     """Of x, (T,) float64."""
     sigma: Tensor
@@ -52,6 +56,7 @@ class Schedule:
             epsilon:       e = output     x_0 = (x - sigma e) / signal
             v_prediction:  v = output     x_0 = signal x - sigma v     e = signal v + sigma x   (signal^2 + sigma^2 = 1)
             sample:        x_0 = output   e = (x - signal x_0) / sigma
+            flow:          v = output     x_0 = x - sigma v            e = x + signal v            (signal + sigma = 1)
 
         Args:
             output: guided output of the denoiser, (B, C, H, W).
@@ -61,18 +66,20 @@ class Schedule:
         Returns:
             (x_0, e), both (B, C, H, W); x_0 is clipped where the schedule says so, e is left as it is.
         """
-        signal, sigma = _factor(self.signal, i, x), _factor(self.sigma, i, x)
+        signal, sigma = factor(self.signal, i, x), factor(self.sigma, i, x)
         if self.prediction_type == "epsilon":
             x0, e = (x - sigma * output) / signal, output
         elif self.prediction_type == "v_prediction":
             x0, e = signal * x - sigma * output, signal * output + sigma * x
+        elif self.prediction_type == "flow":
+            x0, e = x - sigma * output, x + signal * output
         else:
             x0, e = output, (x - signal * output) / sigma
         return x0 if self.clip_range is None else x0.clamp(-self.clip_range, self.clip_range), e
 
     def step(self, x0: Tensor, e: Tensor, i: int | Tensor) -> Tensor:
-        """The deterministic step x' = signal' x_0 + sigma' e, (B, C, H, W): DDIM (Song et al. 2021, Eq. 12)."""
-        return _factor(self.next_signal, i, x0) * x0 + _factor(self.next_sigma, i, x0) * e
+        """The deterministic step to x' = signal' x_0 + sigma' e, that of DDIM (Song et al. 2021, Eq. 12) or Euler's."""
+        return factor(self.next_signal, i, x0) * x0 + factor(self.next_sigma, i, x0) * e
 
     def ancestral_step(self, x: Tensor, x0: Tensor, fresh: Tensor, i: int | Tensor) -> Tensor:
         """A draw from q(x' | x, x_0): DDPM (Ho et al. 2020, Eq. 6 and 7; Kingma et al. 2021 for any signal and sigma).
@@ -89,8 +96,8 @@ class Schedule:
         Returns:
             x', (B, C, H, W).
         """
-        signal, sigma = _factor(self.signal, i, x), _factor(self.sigma, i, x)
-        next_signal, next_sigma = _factor(self.next_signal, i, x), _factor(self.next_sigma, i, x)
+        signal, sigma = factor(self.signal, i, x), factor(self.sigma, i, x)
+        next_signal, next_sigma = factor(self.next_signal, i, x), factor(self.next_sigma, i, x)
         ratio = signal / next_signal
         variance = sigma.square() - (ratio * next_sigma).square()
         of_x0, of_x = next_signal * variance / sigma.square(), ratio * (next_sigma / sigma).square()
@@ -123,8 +130,8 @@ def make_schedule(
             that predicts noise at a_t = 0 (zero terminal SNR), where Eq. 6 is 0 / 0.
     """
     training_steps, steps = len(alphas_cumprod), num_inference_steps
-    if prediction_type not in get_args(PredictionType):
-        known = get_args(PredictionType)
+    known = [kind for kind in get_args(PredictionType) if kind != "flow"]
+    if prediction_type not in known:
         raise UserError(f"prediction_type {prediction_type!r} is not supported: use one of {known}")
     if not 1 <= steps <= training_steps:
         raise UserError(f"num_inference_steps {steps} is outside the schedule: use 1 to {training_steps}")
@@ -155,6 +162,30 @@ def make_schedule(
     )
 
 
+def flow_schedule(sigmas: Tensor, timesteps: Tensor) -> Schedule:
+    """The sampler of a flow-matching model from its noise levels.
+
+    Args:
+        sigmas: of the T states that steps start from, and of the one that the last step leads to; (T + 1,), within
+            0 .. 1, descending.
+        timesteps: what the model is told at each step, (T,).
+
+    Raises:
+        ValueError: they are not so.
+    """
+    sigmas = sigmas.detach().to("cpu", torch.float64)
+    if len(sigmas) != len(timesteps) + 1 or not (sigmas.diff() < 0).all() or not 0 <= sigmas[-1] < sigmas[0] <= 1:
+        raise ValueError(f"flow_schedule: {sigmas.tolist()} does not descend within 0..1 over {len(timesteps)} steps")
+    return Schedule(
+        timesteps=timesteps.detach().to("cpu"),
+        signal=1 - sigmas[:-1],
+        sigma=sigmas[:-1],
+        next_signal=1 - sigmas[1:],
+        next_sigma=sigmas[1:],
+        prediction_type="flow",
+    )
+
+
 def _timesteps(training_steps: int, steps: int, spacing: str, offset: int) -> list[int]:
     """t_i, descending, by the three rules of Lin et al. 2023, Table 2."""
     if spacing == "leading":
@@ -171,8 +202,8 @@ def _timesteps(training_steps: int, steps: int, spacing: str, offset: int) -> li
     raise UserError(f"timestep_spacing {spacing!r} is not supported: use one of {get_args(TimestepSpacing)}")
 
 
-def _factor(factors: Tensor, i: int | Tensor, x: Tensor) -> Tensor:
+def factor(factors: Tensor, i: int | Tensor, x: Tensor) -> Tensor:
     """The factor of a step, without dimensions; of a step for each sample, (B, 1, 1, 1) in the dtype and place of x."""
-    factor = factors[i]
+    found = factors[i]
     # Unlike a scalar, a tensor would impose its own dtype and has to be on the same device.
-    return factor.to(x, non_blocking=True).view(-1, *[1] * (x.ndim - 1)) if factor.ndim else factor
+    return found.to(x, non_blocking=True).view(-1, *[1] * (x.ndim - 1)) if found.ndim else found

@@ -1,6 +1,6 @@
 """How strongly the final latents of the sampler hang on parameters: products with the Jacobian, and so its norm.
 
-    z_{i+1} = F_i(z_i, p)     i = 0 .. T-1: one guided DDIM step each, from noise z_0 = x_T to the final latents z_T
+    z_{i+1} = F_i(z_i, p)     i = 0 .. T-1: one guided step each, from noise z_0 = x_T to the final latents z_T
     J       = d z_T / d p     (C H W, dim p) of one sample, through all T steps; p: n, or the denoiser's weights
 
 J is too large to be written down. A row vector times it is had by "iterative backpropagation" (Sec. 4.1), in the memory
@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from renege_ray.method.guidance import Guidance
 from renege_ray.method.rollout import Denoiser, both_branches, guided_x0_and_noise
 from renege_ray.method.schedule import Schedule
 
@@ -27,7 +28,7 @@ def probe_jacobian(
     prompt_embeds: Tensor,
     negative_prompt_embeds: Tensor,
     schedule: Schedule,
-    guidance_scale: float,
+    guidance: Guidance,
     probe: Tensor,
     parameters: Sequence[Tensor],
 ) -> list[Tensor]:
@@ -42,7 +43,7 @@ def probe_jacobian(
         prompt_embeds: c, (B, L, D).
         negative_prompt_embeds: n, (1 | B, L, D).
         schedule: T steps.
-        guidance_scale: w.
+        guidance: Eq. 5, of each step.
         probe: v, (B, C, H, W).
         parameters: leaves that require gradients: n, weights of the denoiser, or both.
 
@@ -55,7 +56,7 @@ def probe_jacobian(
         with torch.enable_grad():
             z = states[i].detach().requires_grad_()
             embeds = both_branches(negative_prompt_embeds, prompt_embeds)
-            x0, noise = guided_x0_and_noise(denoiser, z, i, embeds, schedule, guidance_scale)
+            x0, noise = guided_x0_and_noise(denoiser, z, i, embeds, schedule, guidance)
             following = schedule.step(x0, noise, i)
         adjoint, *products = torch.autograd.grad(following, [z, *parameters], adjoint, materialize_grads=True)
         for total, product in zip(totals, products, strict=True):

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from renege_ray.config.run import SamplingConfig
+from renege_ray.method.guidance import Guidance
 from renege_ray.method.schedule import Schedule
 from renege_ray.models.layout import EmbeddingLayout
 
@@ -88,6 +90,14 @@ class TextToImage(Protocol):
 
     def schedule(self, num_inference_steps: int) -> Schedule:
         """The model's noise schedule in T steps."""
+        ...
+
+    def guidance(self, sampling: SamplingConfig, schedule: Schedule) -> Guidance:
+        """Eq. 5 as the family's pipeline has it, with the scale as that pipeline calls it, over a schedule.
+
+        Raises:
+            UserError: at that scale no gradient that improves images reaches the negative.
+        """
         ...
 
     def denoise(self, latents: Tensor, timestep: Tensor, prompt_embeds: Tensor) -> Tensor:

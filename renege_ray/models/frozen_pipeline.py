@@ -1,29 +1,32 @@
 """What all families share: a diffusers pipeline, frozen, as a `TextToImage`.
 
-Sampling is always deterministic DDIM; see `renege_ray.models.noise_schedule`.
+Sampling is always deterministic; see `renege_ray.models.noise_schedule`.
 """
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any, ClassVar, Self
 
 import diffusers
 import torch
 from torch import Tensor
 
-from renege_ray.config.run import ModelConfig
-from renege_ray.errors import UserError
+from renege_ray.config.run import ModelConfig, SamplingConfig
+from renege_ray.errors import UserError, first_line
+from renege_ray.method.guidance import Guidance
 from renege_ray.method.schedule import Schedule
 from renege_ray.models.base import Activations, TextToImage, clamp_straight_through
+from renege_ray.models.folder import read_json
 from renege_ray.models.frozen_convolution import freeze_convolutions
+from renege_ray.models.guidance import PLAIN, check_scale, options_of
 from renege_ray.models.half_precision import ScaledBackward, stored_dtype
 from renege_ray.models.layout import EmbeddingLayout
-from renege_ray.models.noise_schedule import ddim_of, schedule_of
-from renege_ray.models.text_encoder import identify, read_layout, text_encoders
+from renege_ray.models.noise_schedule import ddim_of, flow_of, flow_schedule_of, schedule_of
+from renege_ray.models.text_encoder import identify, layout_of, read_parts, text_encoders
 
 PIXELS_AT_ONCE = 2**20  # four images of 512 x 512
 
@@ -38,6 +41,14 @@ class FrozenPipeline(ABC):
     PIPELINE: ClassVar[str]  # the class of diffusers that holds the family's models
     DENOISER: ClassVar[str]  # the name of the pipeline's component
     SAFETY_CHECKER: ClassVar[bool] = False  # whether the pipeline has one
+    FLOW_MATCHING: ClassVar[bool] = False  # whether the denoiser predicts e - x_0
+    # What the pipeline does not look at a negative at or below, and what happens there, in its terms.
+    UNGUIDED: ClassVar[tuple[float, str]] = (1.0, PLAIN)
+    # What else its guidance hangs on, by its names, at its defaults: `sampling.guidance_options`.
+    GUIDANCE_OPTIONS: ClassVar[Mapping[str, float]] = MappingProxyType({})
+    # (height, width) in pixels that the pipeline makes where it is told none; None: what the denoiser was trained at.
+    SIZE: ClassVar[tuple[int, int] | None] = None
+    PATCH: ClassVar[int] = 1  # latents a side of what the denoiser takes as one: sides are multiples of it
     # GiB in bfloat16 (of a frame, where it is a video), as it is and after `save_memory`, at so many latents a side:
     # counted by adding up all live tensors of a forward and a backward pass on torch's fake tensors.
     MEMORY: ClassVar[tuple[Activations, Activations, int]]
@@ -51,6 +62,7 @@ class FrozenPipeline(ABC):
         device: torch.device | str = "cpu",
         compile: bool = False,
         size: tuple[int, int] | None = None,
+        negative_tokens: int | None = None,
     ) -> None:
         """Take over a pipeline.
 
@@ -61,17 +73,18 @@ class FrozenPipeline(ABC):
             device: where to compute.
             compile: `torch.compile` the denoiser (one graph with and one without gradient for each shape).
             size: (height, width) of the images in pixels; what the denoiser was trained at if None.
+            negative_tokens: see `layout`.
 
         Raises:
-            UserError: the model's scheduler has no DDIM form (it is a flow-matching model, say), or a size that its
-                decoder cannot make.
+            UserError: the model's scheduler is not one that the family is sampled by, or a size that its decoder
+                cannot make.
         """
         self.name, self.dtype, self.device = name, dtype, torch.device(device)
         self.pipeline = pipeline
         self._vae, self._denoiser = pipeline.vae, getattr(pipeline, self.DENOISER)
-        self._scheduler = ddim_of(pipeline.scheduler, name)
-        self._latent_size = _latent_size(self._denoiser, size, pipeline.vae_scale_factor)
-        identity = identify(pipeline)
+        self._scheduler = self.scheduler_of(pipeline.scheduler, name)
+        self._latent_size = self._size_of_latents(size)
+        identity = identify(pipeline, self.layout(pipeline, negative_tokens))
         self.text_encoder_name, self.text_encoder_hash = identity.name, identity.hash
         self.embedding_layout: EmbeddingLayout = identity.layout
         for module in (*self._networks(), *text_encoders(pipeline)):
@@ -88,21 +101,55 @@ class FrozenPipeline(ABC):
     @classmethod
     def options(cls, config: ModelConfig) -> dict[str, Any]:
         """The family's own arguments, besides those that all have, as a configuration gives them."""
-        return {"size": config.size}
+        return {"size": config.size, "negative_tokens": config.negative_tokens}
 
     @classmethod
-    def without_weights(cls, folder: Path, *, size: tuple[int, int] | None = None) -> Self:
+    def layout(cls, pipeline: Any, negative_tokens: int | None = None) -> EmbeddingLayout:
+        """What an embedding is made of.
+
+        Args:
+            pipeline: the pipeline; or what is known of its text encoders and its denoiser by their configurations.
+            negative_tokens: how many tokens are learned, where that is free; None: the family's default.
+
+        Raises:
+            UserError: the family's negatives have one length, and it is another; or no such encoders are supported.
+        """
+        layout = layout_of(pipeline)
+        if negative_tokens not in (None, layout.tokens):
+            raise UserError(
+                f"model.negative_tokens: {negative_tokens}, but a negative of {cls.PIPELINE} has {layout.tokens} "
+                "tokens; leave it out"
+            )
+        return layout
+
+    @classmethod
+    def layout_in(cls, folder: Path, negative_tokens: int | None = None) -> EmbeddingLayout:
+        """The same for the model in a folder, by its configuration files alone."""
+        return cls.layout(read_parts(folder, cls.DENOISER), negative_tokens)
+
+    @classmethod
+    def scheduler_of(cls, scheduler: Any, model: str) -> Any:
+        """What the family is sampled by, of the model's own scheduler. UserError where that cannot be."""
+        return flow_of(scheduler, model) if cls.FLOW_MATCHING else ddim_of(scheduler, model)
+
+    @classmethod
+    def without_weights(
+        cls, folder: Path, *, size: tuple[int, int] | None = None, negative_tokens: int | None = None
+    ) -> Self:
         """A model of which only shapes and operations are known (on torch's meta device), by its configuration files.
 
-        It has no pipeline and no VAE; its `denoise` can be counted. The arguments are those of `options`.
+        It has no pipeline and no VAE; its `denoise` can be counted, and its schedule and guidance are known. The
+        arguments are those of `options`.
         """
         model = cls.__new__(cls)
         model.name, model.dtype, model.device = folder.name, torch.float32, torch.device("meta")
-        model._vae, model.embedding_layout = None, read_layout(folder)
-        model._denoiser = model._compiled = shape_of(folder / cls.DENOISER)
-        vae = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
-        model.pipeline = SimpleNamespace(vae_scale_factor=2 ** (len(vae["block_out_channels"]) - 1))
-        model._latent_size = _latent_size(model._denoiser, size, model.pipeline.vae_scale_factor)
+        model._vae, model._denoiser = None, shape_of(folder / cls.DENOISER)
+        model._compiled = model._denoiser
+        model.embedding_layout = cls.layout_in(folder, negative_tokens)
+        vae = read_json(folder / "vae" / "config.json")
+        model.pipeline = SimpleNamespace(vae_scale_factor=cls._pixels_a_latent(vae))
+        model._scheduler = cls.scheduler_of(read_scheduler(folder), folder.name)
+        model._latent_size = model._size_of_latents(size)
         return model
 
     @property
@@ -152,8 +199,27 @@ class FrozenPipeline(ABC):
         """How many of the prompts are too long for the text encoder."""
 
     def schedule(self, num_inference_steps: int) -> Schedule:
-        """The DDIM schedule in T steps; see `make_schedule` for the errors."""
+        """The schedule in T steps; see `make_schedule` and `flow_schedule_of` for the errors."""
+        if self.FLOW_MATCHING:
+            arguments = self._timestep_arguments(num_inference_steps)
+            return flow_schedule_of(self._scheduler, num_inference_steps, **arguments)
         return schedule_of(self._scheduler, num_inference_steps)
+
+    def _timestep_arguments(self, num_inference_steps: int) -> dict[str, Any]:
+        """What the pipeline gives to its flow-matching scheduler's `set_timesteps`, besides the number of steps."""
+        return {}
+
+    def guidance(self, sampling: SamplingConfig, schedule: Schedule) -> Guidance:
+        """Eq. 5 as the pipeline has it. Raises UserError where the negative would have no effect at any step."""
+        least, because = self.UNGUIDED
+        check_scale(sampling.guidance_scale, least=least, because=because)
+        return self._guidance(
+            sampling.guidance_scale, schedule, options_of(sampling, self.GUIDANCE_OPTIONS, self.PIPELINE)
+        )
+
+    def _guidance(self, scale: float, schedule: Schedule, options: Mapping[str, float]) -> Guidance:
+        """The guidance at a scale that is above `UNGUIDED`. `options`: all of `GUIDANCE_OPTIONS`."""
+        return Guidance(scale)
 
     def denoise(self, latents: Tensor, timestep: Tensor, prompt_embeds: Tensor) -> Tensor:
         """The denoiser's output, (B, C, H, W) -> (B, C, H, W), in the dtype of the latents."""
@@ -201,7 +267,30 @@ class FrozenPipeline(ABC):
 
     def _unscale(self, latents: Tensor) -> Tensor:
         """Latents of the denoiser as the VAE has them."""
-        return latents / float(self._vae.config.scaling_factor)
+        shift = getattr(self._vae.config, "shift_factor", None)
+        scaled = latents / float(self._vae.config.scaling_factor)
+        return scaled if shift is None else scaled + float(shift)
+
+    def _size_of_latents(self, size: tuple[int, int] | None) -> tuple[int, int]:
+        """(H, W) of the latents of images of a size in pixels, or of the size that the family's are made at."""
+        factor = self.pipeline.vae_scale_factor
+        size = size or self.SIZE
+        if size is None:
+            trained = self._denoiser.config.sample_size
+            if trained is None:
+                raise UserError("model.size: the model's configuration has no sample_size; give it, such as 512,512")
+            height, width = (trained, trained) if isinstance(trained, int) else trained
+            return int(height), int(width)
+        multiple = factor * self.PATCH
+        if any(side % multiple for side in size):
+            what = "a latent's pixels" if self.PATCH == 1 else "the pixels of a token"
+            raise UserError(f"model.size: {list(size)} has a side that is no multiple of {multiple}, {what}")
+        return size[0] // factor, size[1] // factor
+
+    @staticmethod
+    def _pixels_a_latent(vae: Mapping[str, Any]) -> int:
+        """How many pixels a side of a latent stands for, by the VAE's configuration."""
+        return int(2 ** (len(vae["block_out_channels"]) - 1))
 
     @abstractmethod
     def _encode(self, prompts: list[str]) -> dict[str, Tensor]:
@@ -210,6 +299,20 @@ class FrozenPipeline(ABC):
     @abstractmethod
     def _predict(self, latents: Tensor, timestep: Tensor, tensors: dict[str, Tensor]) -> Tensor:
         """The denoiser's output in its own dtype; all tensors have B rows."""
+
+
+def read_scheduler(folder: Path) -> Any:
+    """The scheduler of the model in a folder.
+
+    Raises:
+        UserError: its configuration is missing or damaged.
+    """
+    file = folder / "scheduler" / "scheduler_config.json"
+    config = read_json(file)
+    try:
+        return getattr(diffusers, str(config.get("_class_name"))).from_config(config)
+    except (AttributeError, ImportError, TypeError, ValueError) as error:
+        raise UserError(f"no scheduler can be made of {file} ({first_line(error)})") from error
 
 
 def shape_of(folder: Path) -> Any:
@@ -228,16 +331,3 @@ def count_longer(tokenizer: Any, prompts: Sequence[str], length: int) -> int:
     """How many of the prompts have more tokens than `length`."""
     ids = tokenizer(list(prompts), truncation=False, verbose=False).input_ids if prompts else []
     return sum(len(tokens) > length for tokens in ids)
-
-
-def _latent_size(denoiser: Any, size: tuple[int, int] | None, factor: int) -> tuple[int, int]:
-    """(H, W) of the latents of images of a size in pixels, or of the size that the denoiser was trained at."""
-    if size is None:
-        trained = denoiser.config.sample_size
-        if trained is None:
-            raise UserError("model.size: the model's configuration has no sample_size; give it, such as 512,512")
-        height, width = (trained, trained) if isinstance(trained, int) else trained
-        return int(height), int(width)
-    if any(side % factor for side in size):
-        raise UserError(f"model.size: {list(size)} has a side that is no multiple of {factor}, a latent's pixels")
-    return size[0] // factor, size[1] // factor

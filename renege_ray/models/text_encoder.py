@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from renege_ray.errors import UserError
+from renege_ray.models.folder import read_json
 from renege_ray.models.layout import EmbeddingLayout
 
 # What, besides its weights, decides a text encoder's output. The rest of its configuration (the versions of
@@ -58,8 +59,12 @@ class TextEncoderIdentity:
     """What an embedding in their output space is made of."""
 
 
-def identify(pipeline: Any) -> TextEncoderIdentity:
+def identify(pipeline: Any, layout: EmbeddingLayout | None = None) -> TextEncoderIdentity:
     """The text encoders of a diffusers pipeline, whatever it generates.
+
+    Args:
+        pipeline: of diffusers.
+        layout: what an embedding is made of, where the encoders alone do not say it.
 
     Raises:
         UserError: encoders that no supported family has.
@@ -68,7 +73,7 @@ def identify(pipeline: Any) -> TextEncoderIdentity:
     return TextEncoderIdentity(
         name=" + ".join(describe_encoder(encoder) for encoder in encoders),
         hash=hash_text_encoders(encoders),
-        layout=layout_of(pipeline),
+        layout=layout or layout_of(pipeline),
     )
 
 
@@ -117,8 +122,18 @@ def read_encoders(folder: Path) -> list[torch.nn.Module]:
     return encoders
 
 
-def read_layout(folder: Path) -> EmbeddingLayout:
-    """What an embedding is made of for the model in a folder, by its configuration files alone."""
+def read_denoiser(folder: Path, denoiser: str) -> SimpleNamespace:
+    """The configuration of a denoiser of this name, of the model in a folder, as the network has it."""
+    return SimpleNamespace(config=SimpleNamespace(**read_json(folder / denoiser / "config.json")))
+
+
+def read_parts(folder: Path, denoiser: str) -> SimpleNamespace:
+    """What is asked of a pipeline about embeddings, for the model in a folder, by its configuration files alone.
+
+    Args:
+        folder: in diffusers' format.
+        denoiser: the name of that component.
+    """
     from transformers import AutoConfig
 
     parts = {}
@@ -126,9 +141,10 @@ def read_layout(folder: Path) -> EmbeddingLayout:
         if (folder / name).is_dir():
             config = AutoConfig.from_pretrained(folder / name, local_files_only=True)
             parts[name] = SimpleNamespace(config=config)
-    tokenizer = json.loads((folder / "tokenizer" / "tokenizer_config.json").read_text(encoding="utf-8"))
+    parts[denoiser] = read_denoiser(folder, denoiser)
+    tokenizer = read_json(folder / "tokenizer" / "tokenizer_config.json")
     length = SimpleNamespace(model_max_length=tokenizer.get("model_max_length", 0))
-    return layout_of(SimpleNamespace(tokenizer=length, **parts))
+    return SimpleNamespace(tokenizer=length, **parts)
 
 
 def text_encoders(pipeline: Any) -> list[torch.nn.Module]:

@@ -211,13 +211,14 @@ def generate(
     model = model.for_prompts(prompts)
     with torch.no_grad():
         latents = torch.cat([initial_noise(pair.seed, model.latent_shape) for pair in pairs]).to(model.device)
+        schedule = model.schedule(sampling.num_inference_steps)
         final = rollout(
             model.denoise,
             latents,
             encoded(prompts),
             negative.to(model.device),
-            model.schedule(sampling.num_inference_steps),
-            sampling.guidance_scale,
+            schedule,
+            model.guidance(sampling, schedule),
         )
         return model.decode(final.latents)
 

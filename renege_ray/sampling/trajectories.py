@@ -18,7 +18,7 @@ from torch import Tensor
 
 from renege_ray.config.run import RunConfig
 from renege_ray.method.gradient import gradient_at, reward_and_slope
-from renege_ray.method.guidance import guide
+from renege_ray.method.guidance import Guidance
 from renege_ray.method.schedule import Schedule
 from renege_ray.models.base import TextToImage
 from renege_ray.rewards.weighted import WeightedReward
@@ -67,7 +67,7 @@ class GradientSampler:
         model: TextToImage,
         reward: WeightedReward,
         schedule: Schedule,
-        guidance_scale: float,
+        guidance: Guidance,
         encoded: EncodedPrompts,
         gradients: MicroBatches,
         rows: MicroBatches,
@@ -75,7 +75,7 @@ class GradientSampler:
     ) -> None:
         """See the class, and `make_sampler`."""
         self.model, self.reward, self.encoded = model, reward, encoded
-        self.schedule, self.guidance_scale = schedule, guidance_scale
+        self.schedule, self.guidance = schedule, guidance
         self.gradients, self.rows, self.decodes = gradients, rows, decodes
 
     def __call__(
@@ -122,13 +122,14 @@ def make_sampler(
     """
     plan = plan_memory(config.memory, given, model)
     model.save_memory(plan.saving)
+    schedule = model.schedule(config.sampling.num_inference_steps)
     meter = CudaMeter(model.device) if model.device.type == "cuda" else None
     rows = 2 * (largest if given == "auto" else min(given, largest))
     return GradientSampler(
         model,
         reward,
-        model.schedule(config.sampling.num_inference_steps),
-        config.sampling.guidance_scale,
+        schedule,
+        model.guidance(config.sampling, schedule),
         encoded,
         MicroBatches(given, largest, field, known=known, memory=plan, meter=meter),
         MicroBatches("auto", min(rows, plan.rows()), field),
@@ -143,7 +144,7 @@ class _Batch:
         self._of, self._paths, self._to_the_end = sampler, paths, to_the_end
         self._prompts = [path.prompt for path in paths]
         self._model = sampler.model.for_prompts(self._prompts)
-        self._schedule, self._scale = sampler.schedule, sampler.guidance_scale
+        self._schedule, self._guidance = sampler.schedule, sampler.guidance
         device = self._model.device
         self._x = torch.stack([path.noise for path in paths]).to(device)
         self._e_n, self._e_c = torch.zeros_like(self._x), torch.zeros_like(self._x)
@@ -199,7 +200,7 @@ class _Batch:
         going_on = [row for row in here if row not in ending]
         if going_on:
             x, n, c = (self._at(values, going_on) for values in (self._x, self._e_n, self._e_c))
-            x0, noise = self._schedule.split(guide(n, c, self._scale), x, i)
+            x0, noise = self._schedule.split(self._guidance(n, c, i), x, i)
             self._put(self._x, going_on, self._schedule.step(x0, noise, i))
 
     def _take(self, steps: Sequence[int], rows: Sequence[int]) -> Tensor:
@@ -223,7 +224,7 @@ class _Batch:
             self._at(self._e_c, rows),
             self._at(self._embeds, [self._n[row] for row in rows]),
             self._schedule,
-            self._scale,
+            self._guidance,
             slope_of_reward,
         )
         self._note(steps, rows, gradients, {name: torch.cat([part[name] for part in found]) for name in found[0]})

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from renege_ray.config.run import ModelConfig, RewardsConfig, RunConfig
+from renege_ray.config.run import ModelConfig, RewardsConfig, RunConfig, SamplingConfig
 from renege_ray.errors import UserError
 from renege_ray.models.load import check_model
 from renege_ray.prompts.sources import TOY, PromptSet, Split, load_splits
@@ -62,10 +62,10 @@ def find_problems(config: RunConfig) -> list[UserError]:
     return find_model_problems(config, partial(_load_splits, config), start)
 
 
-def find_model_problems(config: RunConfig, *more: Callable[[], object]) -> list[UserError]:
+def find_model_problems(config: RunConfig, *more: Callable[[], object], gradients: bool = True) -> list[UserError]:
     """All that keeps `check_models` from its work, and then `more`, not only the first of it."""
     checks: list[Callable[[], object]] = [
-        partial(check_model_and_lora, config.model, config.sampling.num_inference_steps),
+        partial(check_model_and_lora, config.model, config.sampling, gradients=gradients),
         *more,
     ]
     problems: dict[str, UserError] = {}  # by their texts: a model that is not there keeps its encoder from being read
@@ -89,23 +89,24 @@ def first_problem(problems: Sequence[UserError]) -> UserError:
     return UserError(f"{problems[0]}{more}")
 
 
-def check_models(config: RunConfig) -> None:
+def check_models(config: RunConfig, *, gradients: bool = True) -> None:
     """Check that rewards, model and LoRA are there, without loading them; the Hub's files are downloaded here.
 
     Raises:
-        UserError: a name that is not known, files that cannot be found, or more steps than the model has.
+        UserError: a name that is not known, files that cannot be found, more steps than the model has, or a scale at
+            which its negative has no effect.
     """
     locate_rewards(_reward_names(config.rewards), config.rewards.checkpoints)
-    check_model_and_lora(config.model, config.sampling.num_inference_steps)
+    check_model_and_lora(config.model, config.sampling, gradients=gradients)
 
 
-def check_model_and_lora(config: ModelConfig, num_inference_steps: int) -> None:
+def check_model_and_lora(config: ModelConfig, sampling: SamplingConfig, *, gradients: bool = True) -> None:
     """Check that a model, and a LoRA for it, are there and can be sampled so, without loading them.
 
     Raises:
         UserError: see `check_model`.
     """
-    check_model(config, num_inference_steps)
+    check_model(config, sampling, gradients=gradients)
     if config.lora is not None:
         from renege_ray.models.loading.lora import check_lora  # imports diffusers
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from benchmarks.refl import PlainStableDiffusion, at_depth, counted_rows, depths, refl_gradient, weighted_mean
 from renege_ray.config.run import RunConfig, SamplingConfig, parse_config
 from renege_ray.method import reward_of_prediction, rollout
+from renege_ray.method.guidance import Guidance
 from renege_ray.models.families.stable_diffusion import StableDiffusion
 from renege_ray.rewards.weighted import WeightedReward
 from renege_ray.sampling.draws import stratified_step
@@ -45,12 +46,14 @@ def test_its_gradient_is_that_of_the_exact_step(models: tuple[StableDiffusion, P
         weight.requires_grad_().register_post_accumulate_grad_hook(lambda weight, name=name: asked.add(name))
 
     with counted_rows(plain.pipeline.unet) as rows:
-        found = refl_gradient(plain, reward, x_T, STEP, PROMPTS, c, n, schedule, W)
+        found = refl_gradient(plain, reward, x_T, STEP, PROMPTS, c, n, schedule, Guidance(W))
 
     with torch.no_grad():
-        x_t = rollout(model.denoise, x_T, c, n, schedule, W, stop=STEP).latents
+        x_t = rollout(model.denoise, x_T, c, n, schedule, Guidance(W), stop=STEP).latents
     leaf = n.clone().requires_grad_()
-    rewards = reward_of_prediction(model.denoise, model.decode, reward, x_t, STEP, PROMPTS, c, leaf, schedule, W)
+    rewards = reward_of_prediction(
+        model.denoise, model.decode, reward, x_t, STEP, PROMPTS, c, leaf, schedule, Guidance(W)
+    )
     (exact,) = torch.autograd.grad(rewards.sum(), leaf)
     torch.testing.assert_close(found, exact, rtol=1e-3, atol=1e-5 * exact.abs().max().item())
     assert rows == [2 * len(PROMPTS)] * (STEP + 1)

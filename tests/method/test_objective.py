@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from renege_ray.method import make_schedule, predict_x0, reward_of_prediction, rollout
+from renege_ray.method.guidance import Guidance
 from renege_ray.models.families.stable_diffusion import StableDiffusion
 
 W = 3.0
@@ -48,10 +49,12 @@ def objective_of(model: StableDiffusion, step: int, steps: int = 8) -> tuple[Cal
     n, c = model.encode_prompts([""]).double(), model.encode_prompts(PROMPTS).double()
     x_T = torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(0)).double()
     with torch.no_grad():
-        x_t = rollout(model.denoise, x_T, c, n, schedule, W, stop=step).latents
+        x_t = rollout(model.denoise, x_T, c, n, schedule, Guidance(W), stop=step).latents
 
     def rewards(negative: Tensor) -> Tensor:
-        return reward_of_prediction(model.denoise, model.decode, reward, x_t, step, PROMPTS, c, negative, schedule, W)
+        return reward_of_prediction(
+            model.denoise, model.decode, reward, x_t, step, PROMPTS, c, negative, schedule, Guidance(W)
+        )
 
     return rewards, n
 
@@ -106,7 +109,7 @@ def test_analytic_gradient_of_a_linear_denoiser(prediction: str, w: float) -> No
 
     n.requires_grad_()
     x.requires_grad_()
-    x0 = predict_x0(denoiser, x, 4, c, n, schedule, w)
+    x0 = predict_x0(denoiser, x, 4, c, n, schedule, Guidance(w))
     gradient, to_x = torch.autograd.grad((r * x0).sum(), (n, x), allow_unused=True)
     signal, sigma = schedule.signal[4], schedule.sigma[4]
     dx0_de = {"epsilon": -sigma / signal, "v_prediction": -sigma, "sample": torch.ones(())}
@@ -126,7 +129,7 @@ def test_samples_may_be_at_steps_of_their_own(
     n = model.encode_prompts(["", "blurry"]).requires_grad_()
 
     def predicted(rows: slice, step: int | Tensor) -> Tensor:
-        return predict_x0(model.denoise, x_t[rows], step, c[rows], n[rows], schedule, W)
+        return predict_x0(model.denoise, x_t[rows], step, c[rows], n[rows], schedule, Guidance(W))
 
     together = predicted(slice(None), torch.tensor(steps))
     alone = torch.cat([predicted(slice(i, i + 1), step) for i, step in enumerate(steps)])
@@ -141,9 +144,9 @@ def test_states_kept_in_one_rollout_are_those_of_several(double_model: StableDif
     n, c = double_model.encode_prompts([""]).double(), double_model.encode_prompts(PROMPTS).double()
     x_T = torch.randn(2, *double_model.latent_shape, dtype=torch.float64)
     with torch.no_grad():
-        kept = rollout(double_model.denoise, x_T, c, n, schedule, W, stop=7, keep=(4, 5, 7)).kept
+        kept = rollout(double_model.denoise, x_T, c, n, schedule, Guidance(W), stop=7, keep=(4, 5, 7)).kept
         for step, latents in kept.items():
-            alone = rollout(double_model.denoise, x_T, c, n, schedule, W, stop=step).latents
+            alone = rollout(double_model.denoise, x_T, c, n, schedule, Guidance(W), stop=step).latents
             assert torch.equal(latents, alone)
 
 
@@ -160,10 +163,10 @@ def test_the_exact_step_needs_half_of_the_naive_flops(
 
     with FlopCounterMode(display=False) as exact_flops:
         leaf = n.clone().requires_grad_()
-        rewards = reward_of_prediction(model.denoise, model.decode, reward, *arguments, leaf, schedule, W)
+        rewards = reward_of_prediction(model.denoise, model.decode, reward, *arguments, leaf, schedule, Guidance(W))
         (exact,) = torch.autograd.grad(rewards.sum(), leaf)
     with FlopCounterMode(display=False) as naive_flops:
-        same = naive.naive_gradient(model, reward, *arguments, n, schedule, W, checkpointing=checkpointing)
+        same = naive.naive_gradient(model, reward, *arguments, n, schedule, Guidance(W), checkpointing=checkpointing)
 
     torch.testing.assert_close(exact, same, rtol=1e-3, atol=1e-5 * same.abs().max().item())
     assert exact_flops.get_total_flops() <= 0.5 * naive_flops.get_total_flops()

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from renege_ray.method import make_schedule, probe_jacobian, rollout
+from renege_ray.method.guidance import Guidance
 
 W = 3.0
 
@@ -40,18 +41,18 @@ def test_a_probe_is_multiplied_by_the_whole_jacobian(prediction: str) -> None:
         def denoise(*arguments: torch.Tensor) -> torch.Tensor:
             return torch.func.functional_call(network, dict(zip(names, tensors, strict=True)), arguments)
 
-        return rollout(denoise, z, c, negative, schedule, W).latents
+        return rollout(denoise, z, c, negative, schedule, Guidance(W)).latents
 
     jacobians = torch.autograd.functional.jacobian(final_latents, (n, *weights))
     with torch.no_grad():
-        path = rollout(network, z, c, n, schedule, W, keep=range(5))
-    shared = probe_jacobian(network, path.kept, c, n.requires_grad_(), schedule, W, v, [n, *weights])
+        path = rollout(network, z, c, n, schedule, Guidance(W), keep=range(5))
+    shared = probe_jacobian(network, path.kept, c, n.requires_grad_(), schedule, Guidance(W), v, [n, *weights])
     for product, jacobian in zip(shared, jacobians, strict=True):
         torch.testing.assert_close(product, torch.tensordot(v, jacobian, dims=4), atol=1e-11, rtol=1e-9)
     assert shared[names.index("unused") + 1].eq(0).all() and shared[0].norm() > 1e-3
 
     own = n.detach().repeat(2, 1, 1).requires_grad_()
-    (of_each,) = probe_jacobian(network, path.kept, c, own, schedule, W, v, [own])
+    (of_each,) = probe_jacobian(network, path.kept, c, own, schedule, Guidance(W), v, [own])
     expected = torch.einsum("bchw,bchwkld->bld", v, jacobians[0])
     torch.testing.assert_close(of_each, expected, atol=1e-11, rtol=1e-9)
     assert not any(weight.grad is not None for weight in weights)

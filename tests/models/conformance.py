@@ -18,6 +18,7 @@ from renege_ray.config.run import ModelConfig
 from renege_ray.errors import UserError
 from renege_ray.method import Ascent, AscentSettings, EmbeddingMetadata, predict_x0, reward_of_prediction, rollout
 from renege_ray.method.embedding import ATTENTION_MASK, POOLED_EMBEDS, PROMPT_EMBEDS
+from renege_ray.method.guidance import Guidance
 from renege_ray.models.base import TextToImage
 from renege_ray.models.frozen_pipeline import FrozenPipeline
 from renege_ray.models.load import identify_text_encoder, load_model
@@ -35,7 +36,7 @@ def noise(model: TextToImage, count: int, seed: int = 0) -> Tensor:
 def images_of(model: TextToImage, prompts: Sequence[str], negative: Tensor) -> Tensor:
     """A whole generation by this package."""
     embeds, schedule, model = model.encode_prompts(prompts), model.schedule(STEPS), model.for_prompts(prompts)
-    end = rollout(model.denoise, noise(model, len(prompts)), embeds, negative, schedule, W)
+    end = rollout(model.denoise, noise(model, len(prompts)), embeds, negative, schedule, Guidance(W))
     return model.decode(end.latents)
 
 
@@ -183,7 +184,7 @@ class Conformance(ABC):
         def value(n: Tensor) -> Tensor:
             embeds, schedule = model.encode_prompts(PROMPTS[:1]), model.schedule(STEPS)
             shown = model.for_prompts(PROMPTS[:1])
-            x0 = predict_x0(shown.denoise, noise(model, 1), STEPS - 2, embeds, n, schedule, W)
+            x0 = predict_x0(shown.denoise, noise(model, 1), STEPS - 2, embeds, n, schedule, Guidance(W))
             return x0.square().mean()
 
         n = model.starting_point(model.encode_prompts([""]))
@@ -236,7 +237,7 @@ class Conformance(ABC):
         schedule, model = model.schedule(STEPS), model.for_prompts(prompts)
         return reward_of_prediction(
             model.denoise, model.decode, redness, noise(model, len(prompts)), STEPS - 2, prompts,
-            model.encode_prompts(prompts), n, schedule, W,
+            model.encode_prompts(prompts), n, schedule, Guidance(W),
         )  # fmt: skip
 
     # The model

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from renege_ray.config.run import RunConfig, parse_config
 from renege_ray.errors import UserError
+from renege_ray.method.guidance import Guidance
 from renege_ray.method.objective import reward_of_prediction
 from renege_ray.method.rollout import rollout
 from renege_ray.models.families.stable_diffusion import StableDiffusion
@@ -69,10 +70,10 @@ def by_definition(model: StableDiffusion, samples: Sequence[Path]) -> Trajectori
     for row, path in enumerate(samples):
         c, n = model.encode_prompts([path.prompt]), all_n[path.negative][None]
         with torch.no_grad():
-            latents.append(rollout(model.denoise, path.noise[None], c, n, schedule, W).latents)
+            latents.append(rollout(model.denoise, path.noise[None], c, n, schedule, Guidance(W)).latents)
         for place, i in enumerate(path.gradient_steps):
             with torch.no_grad():
-                x = rollout(model.denoise, path.noise[None], c, n, schedule, W, stop=i).latents
+                x = rollout(model.denoise, path.noise[None], c, n, schedule, Guidance(W), stop=i).latents
             leaf = n.clone().requires_grad_()
             seen: dict[str, Tensor] = {}
 
@@ -80,7 +81,7 @@ def by_definition(model: StableDiffusion, samples: Sequence[Path]) -> Trajectori
                 seen |= reward.parts(images, prompts)
                 return reward.combine(seen)
 
-            arguments = (x, i, [path.prompt], c, leaf, schedule, W)
+            arguments = (x, i, [path.prompt], c, leaf, schedule, Guidance(W))
             value = reward_of_prediction(model.denoise, model.decode, judge, *arguments)
             sums[path.negative] += torch.autograd.grad(value.sum(), leaf)[0][0].double()
             table[row, place] = torch.stack([value, *seen.values()]).detach().double()[:, 0]

@@ -14,6 +14,7 @@ from renege_ray.cluster.training.checkpoints import CheckpointStore
 from renege_ray.config.run import RunConfig, parse_config
 from renege_ray.errors import UserError
 from renege_ray.method.embedding import NegativeEmbedding, as_stored
+from renege_ray.method.guidance import Guidance
 from renege_ray.method.objective import reward_of_prediction
 from renege_ray.method.rollout import rollout
 from renege_ray.models.base import Activations
@@ -160,10 +161,10 @@ def test_the_gradient_is_that_of_the_mean_reward(model: StableDiffusion, tmp_pat
         x_T = noise((1, *model.latent_shape), config.seed, "noise", 5, sample.index)
         for step in sample.gradient_steps:
             with torch.no_grad():
-                x_t = rollout(model.denoise, x_T, c, negative, schedule, 3.0, stop=step).latents
+                x_t = rollout(model.denoise, x_T, c, negative, schedule, Guidance(3.0), stop=step).latents
             rewards.append(
                 reward_of_prediction(
-                    model.denoise, model.decode, reward, x_t, step, [sample.prompt], c, n, schedule, 3.0
+                    model.denoise, model.decode, reward, x_t, step, [sample.prompt], c, n, schedule, Guidance(3.0)
                 )
             )
     expected = torch.cat(rewards)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from renege_ray.cluster.job import run_repeatable, workers_on
+from renege_ray.cluster.job import check_for_models, run_repeatable, workers_on
 from renege_ray.cluster.pipelines.evaluation_results import keep_results
 from renege_ray.cluster.pipelines.evaluation_worker import EvaluateWorker, EvaluationJob
 from renege_ray.cluster.pipelines.pipeline import run_pipeline
@@ -34,6 +34,7 @@ def run(config: RunConfig, *, resume: bool = False, dry_run: bool = False, gpu: 
         plan=partial(_plan, gpu),
         work=_evaluate,
         shape_on=workers_on,
+        check=partial(check_for_models, gradients=False),
     )
 
 

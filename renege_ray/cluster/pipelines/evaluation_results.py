@@ -151,5 +151,5 @@ def _settings(config: RunConfig, inputs: EvaluationInputs) -> str:
     return (
         f"{inputs.prompts} prompts from {source_label(config.evaluation.prompts)}, "
         f"{config.evaluation.seeds_per_prompt} seed(s) each, the same for every method; {as_written(config.model.id)}, "
-        f"{sampling.num_inference_steps} DDIM steps at guidance scale {sampling.guidance_scale:g}."
+        f"{sampling.num_inference_steps} deterministic steps at guidance scale {sampling.guidance_scale:g}."
     )

@@ -32,6 +32,7 @@ from renege_ray.cluster.training.checkpoints import shared_folder
 from renege_ray.config.gpus import Gpu
 from renege_ray.config.run import RunConfig, check_work_for_everybody
 from renege_ray.errors import UserError
+from renege_ray.models.load import check_model
 from renege_ray.output.console import say
 from renege_ray.sweeps.space import SearchSpace, read_search_space
 from renege_ray.sweeps.trial import TrialReport, thrifty
@@ -80,7 +81,10 @@ class SweepInputs:
         space = chosen_space(config)
         check_same_space(config.output_dir, space)
         check_work_for_everybody(config, config.sweep.workers_per_trial, "sweep.workers_per_trial")
-        return cls(space, read_inputs(config))
+        inputs = read_inputs(config)
+        for sampling in space.samplings:
+            check_model(config.model, sampling, gradients=space.needs_training)
+        return cls(space, inputs)
 
 
 def _trials_on(config: RunConfig, nodes: Sequence[Node], autoscaled: bool) -> TrialShape:

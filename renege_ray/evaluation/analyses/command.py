@@ -16,7 +16,7 @@ from renege_ray.config.sampling_flags import add_sampling_flags, sampling_config
 from renege_ray.errors import UserError
 from renege_ray.evaluation.analyses import distance, efficiency, pseudo_positive, sampler_error
 from renege_ray.evaluation.analyses.base import Findings, Subject
-from renege_ray.models.load import load_model
+from renege_ray.models.load import check_model, load_model
 from renege_ray.output.console import say
 from renege_ray.output.folder import make_output_dir, write_summary, write_text
 from renege_ray.output.hold import hold
@@ -62,6 +62,7 @@ def main(argv: Sequence[str], say: Callable[[str], None] = say) -> None:
         raise UserError(f"--embedding: there is no file {given.embedding!r}; give an embedding file, such as a run's")
     settings = {"seed": given.seed} if given.seed is not None else {}
     config = sampling_config(given, name, settings)
+    check_model(config.model, config.sampling, gradients=False)
     negative = read_start(given.embedding, "--embedding", config)
     source = getattr(given, "prompts", None) or config.prompts.held_out
     prompts = load_prompts(source, "held_out", "--prompts").prompts if analysis.needs_prompts else ()

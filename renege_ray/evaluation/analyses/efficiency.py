@@ -147,17 +147,18 @@ def _products(
     key: tuple[int, str, int],
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """v J of one probe: for n, (B, L, D), a row for each image; for the weights, the sum over the images."""
-    schedule, scale = model.schedule(sampling.num_inference_steps), sampling.guidance_scale
+    schedule = model.schedule(sampling.num_inference_steps)
+    guidance = model.guidance(sampling, schedule)
     x_T = torch.cat([initial_noise(pair.seed, model.latent_shape) for pair in pairs]).to(model.device)
     c = encoded([pair.prompt for pair in pairs])
     n = embedding.to(model.device).repeat(len(pairs), 1, 1).requires_grad_()
     with torch.no_grad():
-        path = rollout(model.denoise, x_T, c, n, schedule, scale, keep=range(len(schedule)))
+        path = rollout(model.denoise, x_T, c, n, schedule, guidance, keep=range(len(schedule)))
     signs = [torch.randint(2, model.latent_shape, generator=generator(*key, j)) * 2 - 1 for j in range(len(pairs))]
     probe = torch.stack(signs).to(x_T)
     with _requiring_gradients(weights.values()):
         leaves = [n, *weights.values()]
-        of_n, *rest = probe_jacobian(model.denoise, path.kept, c, n, schedule, scale, probe, leaves)
+        of_n, *rest = probe_jacobian(model.denoise, path.kept, c, n, schedule, guidance, probe, leaves)
     return of_n, dict(zip(weights, rest, strict=True))
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from renege_ray.config.sampling_flags import positive
 from renege_ray.evaluation.analyses.base import Findings, Subject
+from renege_ray.method.guidance import Guidance
 from renege_ray.method.rollout import rollout
 from renege_ray.method.schedule import Schedule
 from renege_ray.models.base import TextToImage
@@ -26,16 +27,13 @@ NUM_IMAGES = 8
 
 @torch.no_grad()
 def draw_as_prompt(
-    model: TextToImage, embedding: Tensor, seeds: Sequence[int], schedule: Schedule, guidance_scale: float = 1.0
+    model: TextToImage, embedding: Tensor, seeds: Sequence[int], schedule: Schedule, guidance: Guidance
 ) -> Tensor:
-    """Images (S, 3, H, W) in [0, 1] of an embedding (1, L, D) in the place of the prompt, guided away from null.
-
-    At a scale of 1 there is no guidance.
-    """
+    """Images (S, 3, H, W) in [0, 1] of an embedding (1, L, D) in the place of the prompt, guided away from null."""
     x_T = torch.cat([initial_noise(seed, model.latent_shape) for seed in seeds]).to(model.device)
     prompt = embedding.to(model.device).expand(len(seeds), -1, -1)
     null = model.null_embedding().to(model.device)
-    return model.decode(rollout(model.denoise, x_T, prompt, null, schedule, guidance_scale).latents)
+    return model.decode(rollout(model.denoise, x_T, prompt, null, schedule, guidance).latents)
 
 
 def add_flags(command: argparse.ArgumentParser) -> None:
@@ -53,16 +51,18 @@ def analyse(subject: Subject) -> Findings:
     grid: dict[str, Tensor] = {}
     rows: list[list[str]] = []
     metrics: dict[str, float] = {}
-    for scale in (1.0, sampling.guidance_scale):
+    guided = subject.model.guidance(sampling, schedule)
+    ways = {"no guidance": Guidance(1.0), f"w = {sampling.guidance_scale:g}": guided}
+    for how, guidance in ways.items():
+        plain = how == "no guidance"
         for name, embedding in subject.negatives().items():
-            if scale != 1 and name == "null":
+            if not plain and name == "null":
                 continue  # guided away from itself, it is the same
-            images = draw_as_prompt(subject.model, embedding, seeds, schedule, scale).float().cpu()
-            how = "no guidance" if scale == 1 else f"w = {scale:g}"
+            images = draw_as_prompt(subject.model, embedding, seeds, schedule, guidance).float().cpu()
             grid[f"{name}\n{how}"] = images
             figures = {key: float(values.mean()) for key, values in statistics.score(images, [name]).items()}
             rows.append([name, how, *(f"{value:.4f}" for value in figures.values())])
-            key = f"pseudo_positive/{name}/{'plain' if scale == 1 else 'guided'}"
+            key = f"pseudo_positive/{name}/{'plain' if plain else 'guided'}"
             metrics |= {f"{key}/{statistic}": value for statistic, value in figures.items()}
     picture = image_grid(grid, [f"seed {seed}" for seed in seeds], "negative embeddings in the place of the prompt")
     words = f"means over {len(seeds)} images; handwritten is {subject.handwritten!r}"

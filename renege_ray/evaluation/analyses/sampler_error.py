@@ -54,11 +54,12 @@ def prediction_errors(
         sampler: how to go from one step to the next.
     """
     schedule = model.schedule(sampling.num_inference_steps)
+    guidance = model.guidance(sampling, schedule)
     embeds = both_branches(embedding.to(model.device), encoded([pair.prompt for pair in pairs]))
     x = torch.cat([initial_noise(pair.seed, model.latent_shape) for pair in pairs]).to(model.device)
     predictions = []
     for i in range(len(schedule)):
-        x0, e = guided_x0_and_noise(model.denoise, x, i, embeds, schedule, sampling.guidance_scale)
+        x0, e = guided_x0_and_noise(model.denoise, x, i, embeds, schedule, guidance)
         predictions.append(x0)
         if sampler == "DDIM":
             x = schedule.step(x0, e, i)
@@ -99,7 +100,7 @@ def analyse(subject: Subject) -> Findings:
     gains = difference.mean(dim=0), _half_width(difference)
     columns = [column.tolist() for pair in (*curves.values(), gains) for column in pair]
     rows = [
-        [str(i), str(int(schedule.timesteps[i])), *(f"{column[i]:.4f}" for column in columns)]
+        [str(i), f"{schedule.timesteps[i].item():g}", *(f"{column[i]:.4f}" for column in columns)]
         for i in range(len(schedule))
     ]
     lower = int((difference.mean(dim=0) > 0).sum())

@@ -2,33 +2,34 @@
 
 from pathlib import Path
 
-import diffusers
 from safetensors import safe_open
 
-from renege_ray.config.run import ModelConfig
-from renege_ray.errors import UserError, first_line
+from renege_ray.config.run import ModelConfig, SamplingConfig
+from renege_ray.errors import UserError
 from renege_ray.models.families.registry import check_family
 from renege_ray.models.folder import INDEX, read_json, sole_variant, variants_of
+from renege_ray.models.frozen_pipeline import read_scheduler
+from renege_ray.models.guidance import check_gradient_steps
 from renege_ray.models.loading.controlnet import check_control
 from renege_ray.models.loading.hub import find_folder
 from renege_ray.models.loading.user_errors import user_errors
-from renege_ray.models.noise_schedule import ddim_of, schedule_of
 from renege_ray.models.text_encoder import ENCODERS
 
 
-def check_files(config: ModelConfig, num_inference_steps: int) -> None:
+def check_files(config: ModelConfig, sampling: SamplingConfig, *, gradients: bool) -> None:
     """Check the files of a model in a folder or on the Hub (from where they are downloaded here), reading no weights.
 
     Raises:
         UserError: it cannot be found, makes no use of a negative, has a text encoder of another kind, a file that is
-            missing or damaged, or a noise schedule that has no such steps; or its ControlNet has no images to look at.
+            missing or damaged, or a noise schedule that has no such steps; a scale, or steps to take gradients at, at
+            which its negative has no effect; or its ControlNet has no images to look at.
     """
     folder = find_folder(config)
     check_control(config, folder)
     _check_weights(folder, config)
     _check_text_encoder(folder, config.id)
     _check_size(folder, config)
-    _check_schedule(folder, config.id, num_inference_steps)
+    _check_sampling(folder, config, sampling, gradients)
 
 
 def _check_text_encoder(folder: Path, model: str) -> None:
@@ -43,8 +44,9 @@ def _check_text_encoder(folder: Path, model: str) -> None:
 
 def _check_size(folder: Path, config: ModelConfig) -> None:
     """What images are made at is in the denoiser's configuration, unless it is given."""
-    file = folder / check_family(folder, config.id).DENOISER / "config.json"
-    if config.size is None and read_json(file).get("sample_size") is None:
+    family = check_family(folder, config.id)
+    file = folder / family.DENOISER / "config.json"
+    if config.size is None and family.SIZE is None and read_json(file).get("sample_size") is None:
         raise UserError(
             f"model.size: {file} does not say at what size the model was trained (its sample_size is null or missing); "
             "give the height and width of images, such as --model.size 512,512"
@@ -78,12 +80,16 @@ def _check_weights(folder: Path, config: ModelConfig) -> None:
         raise UserError(f"model.variant: {config.variant!r} is no variant in {folder}: there is {others}; leave it out")
 
 
-def _check_schedule(folder: Path, model: str, num_inference_steps: int) -> None:
-    """The scheduler can be made, has a DDIM form, and has so many steps."""
-    file = folder / "scheduler" / "scheduler_config.json"
-    config = read_json(file)
+def _check_sampling(folder: Path, config: ModelConfig, sampling: SamplingConfig, gradients: bool) -> None:
+    """The scheduler is one of the family's and has so many steps; the negative has an effect at those that count."""
+    family = check_family(folder, config.id)
     try:
-        scheduler = getattr(diffusers, str(config.get("_class_name"))).from_config(config)
-    except (AttributeError, ImportError, TypeError, ValueError) as error:
-        raise UserError(f"model {model!r}: no scheduler can be made of {file} ({first_line(error)})") from error
-    schedule_of(ddim_of(scheduler, model), num_inference_steps)
+        family.scheduler_of(read_scheduler(folder), config.id)
+    except UserError as error:
+        raise UserError(f"{error}" if config.id in f"{error}" else f"model {config.id!r}: {error}") from None
+    with user_errors(f"model {config.id!r}: its configuration", "export or download it again"):
+        model = family.without_weights(folder, **family.options(config))
+    schedule = model.schedule(sampling.num_inference_steps)
+    guidance = model.guidance(sampling, schedule)
+    if gradients:
+        check_gradient_steps(guidance, sampling)

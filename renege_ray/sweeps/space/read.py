@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field
 
 from renege_ray.config.faults import did_you_mean, shown_value, unknown_field
 from renege_ray.config.fingerprint import is_foreign
-from renege_ray.config.run import RunConfig, with_values
+from renege_ray.config.run import RunConfig, SamplingConfig, with_values
 from renege_ray.config.yaml_files import parse_yaml, read_text, yaml_lines
 from renege_ray.errors import UserError
 from renege_ray.rewards.catalogue import full_name
@@ -156,7 +156,8 @@ def _space(
     shared = ", ".join(f"{name} {value}" for name, value in overrides.items())
     notes = [f"set by the space for all trials: {shared}"] if overrides else []
     notes += [*drawing.notes, *_check_first_points(space, place, base, len(keys.first_points))]
-    return replace(space, notes=tuple(notes), most_updates=_check_edges(space, base))
+    most_updates, samplings = _check_edges(space, base)
+    return replace(space, notes=tuple(notes), most_updates=most_updates, samplings=samplings)
 
 
 def _overrides(keys: _Keys, place: Place, base: RunConfig) -> dict[str, Any]:
@@ -253,23 +254,26 @@ def _nearest_point(space: SearchSpace, values: Values, place: Place, words: str)
     return trial
 
 
-def _check_edges(space: SearchSpace, base: RunConfig) -> int:
+def _check_edges(space: SearchSpace, base: RunConfig) -> tuple[int, tuple[SamplingConfig, ...]]:
     """Every mixture of the ends of ranges and of choices that the space does not leave out is a valid configuration.
 
-    Returns the most updates of any.
+    Returns the most updates of any, and all ways of sampling.
     """
     rng = random.Random(0)
-    most = 0
+    most, samplings = 0, []
     for number in range(_EDGES_TRIED):
         trial: AnsweringTrial = EdgeTrial(rng) if number else space.nearest_point(values_of(base))
         space.suggest(trial)
         with suppress(OutsideSpace):
             settings = space.settings(trial.params)
             try:
-                most = max(most, with_values(base, dict(space.overrides) | settings).optim.steps)
+                config = with_values(base, dict(space.overrides) | settings)
             except UserError as error:
                 _blame(error, space.drawing.place, settings)
-    return most
+            most = max(most, config.optim.steps)
+            if config.sampling not in samplings:
+                samplings.append(config.sampling)
+    return most, tuple(samplings)
 
 
 def _blame(error: UserError, place: Place, names: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from renege_ray.config.faults import fields, shown_value
-from renege_ray.config.run import RunConfig, split_name, to_mapping, with_values
+from renege_ray.config.run import RunConfig, SamplingConfig, split_name, to_mapping, with_values
 from renege_ray.errors import UserError
 from renege_ray.sweeps.space.metrics import method_of
 from renege_ray.sweeps.space.parameters import Values
@@ -92,6 +92,8 @@ class SearchSpace:
     """No trial begins after so many; None is no limit."""
     most_updates: int = 0
     """The most updates (`optim.steps`) of any trial."""
+    samplings: tuple[SamplingConfig, ...] = ()
+    """All ways of sampling at the edges of the space, for the model to judge."""
     samples_factor: float | None = None
     """A trial learns from so many times the preset's samples at most; None is no limit."""
     preset_samples: int = 0

@@ -14,6 +14,7 @@ from renege_ray.errors import UserError
 from renege_ray.evaluation.analyses.command import main
 from renege_ray.evaluation.analyses.pseudo_positive import draw_as_prompt
 from renege_ray.method.embedding import EmbeddingMetadata, NegativeEmbedding
+from renege_ray.method.guidance import Guidance
 from renege_ray.models.families.stable_diffusion import StableDiffusion
 
 PICTURES = {
@@ -105,5 +106,5 @@ def test_a_pseudo_positive_is_what_diffusers_draws(tiny_pipeline: Callable[..., 
             prompt_embeds=n, negative_prompt_embeds=model.null_embedding(), guidance_scale=scale,
             num_inference_steps=3, generator=torch.Generator().manual_seed(7), height=16, width=16, output_type="pt",
         ).images  # fmt: skip
-        made = draw_as_prompt(model, n, [6, 7], model.schedule(3), scale)
+        made = draw_as_prompt(model, n, [6, 7], model.schedule(3), Guidance(scale))
         torch.testing.assert_close(made[1:], expected, atol=1e-4, rtol=0)

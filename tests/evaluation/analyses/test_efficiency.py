@@ -16,6 +16,7 @@ from renege_ray.evaluation.analyses.efficiency import (
     measure_efficiency,
 )
 from renege_ray.method import rollout
+from renege_ray.method.guidance import Guidance
 from renege_ray.models.families.stable_diffusion import StableDiffusion
 from renege_ray.sampling.encoded_prompts import EncodedPrompts
 from renege_ray.sampling.images import Pair, initial_noise
@@ -42,7 +43,7 @@ def exact_squares(model: StableDiffusion, n: torch.Tensor) -> dict[str, float]:
     for pair in PAIRS:
         c = model.encode_prompts([pair.prompt])
         x_T = initial_noise(pair.seed, model.latent_shape)
-        z = rollout(model.denoise, x_T, c, leaf, model.schedule(1), SAMPLING.guidance_scale).latents
+        z = rollout(model.denoise, x_T, c, leaf, model.schedule(1), Guidance(SAMPLING.guidance_scale)).latents
         for number in z.flatten():
             row = torch.autograd.grad(number, list(leaves.values()), retain_graph=True, materialize_grads=True)
             for name, product in zip(leaves, row, strict=True):

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from renege_ray.config.run import SamplingConfig
 from renege_ray.evaluation.analyses.sampler_error import prediction_errors
-from renege_ray.method import Schedule, make_schedule
+from renege_ray.method import Guidance, Schedule, make_schedule
 from renege_ray.sampling.images import Pair
 
 S = 0.5  # standard deviation of the data
@@ -25,6 +25,9 @@ class GaussianModel:
             self.alphas, num_inference_steps, prediction_type="sample", timestep_spacing="leading", steps_offset=1,
             set_alpha_to_one=True,
         )  # fmt: skip
+
+    def guidance(self, sampling: SamplingConfig, schedule: Schedule) -> Guidance:
+        return Guidance(sampling.guidance_scale)
 
     def denoise(self, latents: Tensor, timestep: Tensor, prompt_embeds: Tensor) -> Tensor:
         return posterior(self.alphas[timestep]) * latents
