@@ -13,8 +13,11 @@ from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     PixArtAlphaPipeline,
     PixArtTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionControlNetPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
@@ -131,6 +134,35 @@ def build_tiny_sdxl(*, seed: int = 0) -> StableDiffusionXLPipeline:
     return _seeded(build, seed)
 
 
+def build_tiny_sd3(*, seed: int = 0, t5: bool = True, **scheduler: Any) -> StableDiffusion3Pipeline:
+    """SD3.5: two CLIP encoders that project (16 and 24 wide, pooled 20 + 28), T5 (48 wide) or none, latents of 16
+    channels, a VAE that shifts. `scheduler` overrides its configuration.
+    """
+
+    def build() -> StableDiffusion3Pipeline:
+        tokenizer, tokenizer_2, tokenizer_3 = _clip_tokenizer(), _clip_tokenizer(pad_token="!"), _t5_tokenizer()
+        first = _clip_config(tokenizer, hidden_size=16, projection_dim=20)
+        second = _clip_config(tokenizer_2, hidden_size=24, hidden_act="gelu", projection_dim=28)
+        return StableDiffusion3Pipeline(
+            text_encoder=CLIPTextModelWithProjection(first),
+            text_encoder_2=CLIPTextModelWithProjection(second),
+            text_encoder_3=T5EncoderModel(_t5_config(tokenizer_3, d_model=48)) if t5 else None,
+            tokenizer=tokenizer,
+            tokenizer_2=tokenizer_2,
+            tokenizer_3=tokenizer_3 if t5 else None,
+            transformer=SD3Transformer2DModel(
+                sample_size=8, patch_size=2, in_channels=16, out_channels=16, num_layers=2, attention_head_dim=8,
+                num_attention_heads=2, joint_attention_dim=48, caption_projection_dim=16, pooled_projection_dim=48,
+                pos_embed_max_size=8, qk_norm="rms_norm", dual_attention_layers=(0,),
+            ),
+            vae=_vae(latent_channels=16, scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False,
+                     use_post_quant_conv=False),
+            scheduler=FlowMatchEulerDiscreteScheduler(**{"shift": 3.0, **scheduler}),
+        )  # fmt: skip
+
+    return _seeded(build, seed)
+
+
 def build_tiny_controlnet(*, seed: int = 0) -> StableDiffusionControlNetPipeline:
     """Stable Diffusion with a ControlNet, whose zero convolutions are as after training: not zero."""
 
@@ -181,12 +213,8 @@ def build_tiny_pixart(*, seed: int = 0, sample_size: int = 8) -> PixArtAlphaPipe
 
     def build() -> PixArtAlphaPipeline:
         tokenizer = _t5_tokenizer()
-        config = T5Config(
-            vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2,
-            feed_forward_proj="gated-gelu", tie_word_embeddings=False,
-        )  # fmt: skip
         return PixArtAlphaPipeline(
-            text_encoder=T5EncoderModel(config),
+            text_encoder=T5EncoderModel(_t5_config(tokenizer, d_model=16)),
             transformer=PixArtTransformer2DModel(
                 sample_size=sample_size, num_layers=2, num_attention_heads=2, attention_head_dim=12,
                 cross_attention_dim=24, caption_channels=16, in_channels=4, out_channels=8,
@@ -222,6 +250,13 @@ def _t5_tokenizer() -> T5Tokenizer:
     return T5Tokenizer(vocab=[(word, -1.0) for word in words], extra_ids=0)
 
 
+def _t5_config(tokenizer: T5Tokenizer, *, d_model: int) -> T5Config:
+    return T5Config(
+        vocab_size=len(tokenizer), d_model=d_model, d_kv=8, d_ff=32, num_layers=2, num_heads=2,
+        feed_forward_proj="gated-gelu", tie_word_embeddings=False,
+    )  # fmt: skip
+
+
 def _clip_config(tokenizer: CLIPTokenizer, *, hidden_size: int, **options: Any) -> CLIPTextConfig:
     sizes = {"intermediate_size": 2 * hidden_size, "num_hidden_layers": 2, "num_attention_heads": 2}
     return CLIPTextConfig(
@@ -246,10 +281,9 @@ def _vae(**options: Any) -> AutoencoderKL:
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
         layers_per_block=1,
-        latent_channels=4,
         norm_num_groups=4,
         sample_size=16,
-        **options,
+        **({"latent_channels": 4} | options),
     )
 
 

@@ -171,6 +171,7 @@ def _estimate(config: RunConfig, total: Cost, judged: Sequence[str], gpu: Gpu | 
     shaped = ShapedModel.read(config)
     parts = flops_of(shaped, total, config.rewards.train, judged)
     described = f"{type(shaped.model).__name__}, negative of {shaped.model.embedding_layout.describe()}"
+    described += f", {shaped.model.remark}" if shaped.model.remark else ""
     shares = ", ".join(f"{name} {_peta(value)}" for name, value in vars(parts).items())
     lines.append(f"{described}; about {_peta(parts.total)} PFLOP: {shares}")
     if gpu is not None:

@@ -21,7 +21,7 @@ class NegativeEmbedding(embedding.NegativeEmbedding):
         *,
         tokens: int | None = None,
         text_encoder: str | None = None,
-    ) -> dict[str, Tensor | None]:
+    ) -> dict[str, Any]:
         """The keyword arguments for the call of a diffusers pipeline:
 
             pipe(prompts, **embedding.for_pipeline(pipe, prompts))    Stable Diffusion, SDXL
@@ -55,13 +55,18 @@ class NegativeEmbedding(embedding.NegativeEmbedding):
         self._check_encoders(pipe, text_encoder)
         length = self.prompt_embeds.shape[1]
         windows, rest = divmod(tokens or length, length)
+        family = FAMILIES.get(type(pipe).__name__, FrozenPipeline)
+        if windows != 1 and family.JOINT_ATTENTION:
+            raise UserError(
+                f"tokens: {tokens}, but text and image attend to each other as one sequence in a {family.PIPELINE}, "
+                f"where repeated tokens would weigh more; leave it at the {length} tokens of the negative embedding"
+            )
         if rest or windows < 1:
             raise UserError(
                 f"tokens: {tokens} is no multiple of the {length} tokens of the negative embedding; pad the prompts "
                 f"to {max(windows + 1, 1) * length}"
             )
-        family = FAMILIES.get(type(pipe).__name__, FrozenPipeline)
-        arguments = family.call_arguments(pipe, prompts)
+        arguments = family.call_arguments(pipe, prompts, length)
         count = 1 if prompts is None or isinstance(prompts, str) else len(prompts)
         # Where parts of a pipeline wait in main memory for their turn, its `device` is where they wait.
         device = getattr(pipe, "_execution_device", pipe.device)
@@ -82,6 +87,7 @@ class NegativeEmbedding(embedding.NegativeEmbedding):
 
     def _check_encoders(self, pipe: Any, text_encoder: str | None) -> None:
         """Compare shapes and, unless the user vouches for them, the encoders themselves."""
+        from renege_ray.models.families.registry import FAMILIES
         from renege_ray.models.pipeline_encoders import check_encoders
         from renege_ray.models.text_encoder import describe_encoder, layout_of, text_encoders
 
@@ -89,6 +95,8 @@ class NegativeEmbedding(embedding.NegativeEmbedding):
         if text_encoder not in (None, "same"):
             raise UserError(f'text_encoder: {text_encoder!r} says nothing; give "same", or leave it out')
         if encoders := text_encoders(pipe):
-            self.check_fits(layout_of(pipe).shapes, known, " + ".join(map(describe_encoder, encoders)))
+            family, length = FAMILIES.get(type(pipe).__name__), self.prompt_embeds.shape[1]
+            layout = family.layout(pipe, length) if family else layout_of(pipe, length)
+            self.check_fits(layout.shapes, known, " + ".join(map(describe_encoder, encoders)))
         if known and text_encoder is None:
             check_encoders(pipe, known, self.metadata.text_encoder)

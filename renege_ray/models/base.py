@@ -36,6 +36,11 @@ class TextToImage(Protocol):
         ...
 
     @property
+    def remark(self) -> str:
+        """What is to be said of how it is sampled; empty if there is nothing."""
+        ...
+
+    @property
     def denoiser(self) -> torch.nn.Module:
         """The network behind `denoise`, for those who ask about its weights."""
         ...

@@ -25,7 +25,7 @@ from renege_ray.models.frozen_convolution import freeze_convolutions
 from renege_ray.models.guidance import PLAIN, check_scale, options_of
 from renege_ray.models.half_precision import ScaledBackward, stored_dtype
 from renege_ray.models.layout import EmbeddingLayout
-from renege_ray.models.noise_schedule import ddim_of, flow_of, flow_schedule_of, schedule_of
+from renege_ray.models.noise_schedule import ddim_of, flow_of, flow_schedule_of, sampled_otherwise, schedule_of
 from renege_ray.models.text_encoder import identify, layout_of, read_parts, text_encoders
 
 PIXELS_AT_ONCE = 2**20  # four images of 512 x 512
@@ -41,11 +41,15 @@ class FrozenPipeline(ABC):
     PIPELINE: ClassVar[str]  # the class of diffusers that holds the family's models
     DENOISER: ClassVar[str]  # the name of the pipeline's component
     SAFETY_CHECKER: ClassVar[bool] = False  # whether the pipeline has one
+    DENOISER_CLASSES: ClassVar[tuple[str, ...]] = ()  # of diffusers; none: any
+    OPTIONAL: ClassVar[tuple[str, ...]] = ()  # components that a folder may come without
     FLOW_MATCHING: ClassVar[bool] = False  # whether the denoiser predicts e - x_0
     # What the pipeline does not look at a negative at or below, and what happens there, in its terms.
     UNGUIDED: ClassVar[tuple[float, str]] = (1.0, PLAIN)
     # What else its guidance hangs on, by its names, at its defaults: `sampling.guidance_options`.
     GUIDANCE_OPTIONS: ClassVar[Mapping[str, float]] = MappingProxyType({})
+    POOLS_FIRST: ClassVar[bool] = False  # whether the first text encoder ends in a projection
+    JOINT_ATTENTION: ClassVar[bool] = False  # whether text and image attend to each other as one sequence
     # (height, width) in pixels that the pipeline makes where it is told none; None: what the denoiser was trained at.
     SIZE: ClassVar[tuple[int, int] | None] = None
     PATCH: ClassVar[int] = 1  # latents a side of what the denoiser takes as one: sides are multiples of it
@@ -73,7 +77,7 @@ class FrozenPipeline(ABC):
             device: where to compute.
             compile: `torch.compile` the denoiser (one graph with and one without gradient for each shape).
             size: (height, width) of the images in pixels; what the denoiser was trained at if None.
-            negative_tokens: see `layout`.
+            negative_tokens: see `chosen_layout`.
 
         Raises:
             UserError: the model's scheduler is not one that the family is sampled by, or a size that its decoder
@@ -84,7 +88,7 @@ class FrozenPipeline(ABC):
         self._vae, self._denoiser = pipeline.vae, getattr(pipeline, self.DENOISER)
         self._scheduler = self.scheduler_of(pipeline.scheduler, name)
         self._latent_size = self._size_of_latents(size)
-        identity = identify(pipeline, self.layout(pipeline, negative_tokens))
+        identity = identify(pipeline, self.chosen_layout(pipeline, negative_tokens))
         self.text_encoder_name, self.text_encoder_hash = identity.name, identity.hash
         self.embedding_layout: EmbeddingLayout = identity.layout
         for module in (*self._networks(), *text_encoders(pipeline)):
@@ -104,17 +108,22 @@ class FrozenPipeline(ABC):
         return {"size": config.size, "negative_tokens": config.negative_tokens}
 
     @classmethod
-    def layout(cls, pipeline: Any, negative_tokens: int | None = None) -> EmbeddingLayout:
+    def layout(cls, pipeline: Any, tokens: int | None = None) -> EmbeddingLayout:
         """What an embedding is made of.
 
         Args:
             pipeline: the pipeline; or what is known of its text encoders and its denoiser by their configurations.
-            negative_tokens: how many tokens are learned, where that is free; None: the family's default.
+            tokens: of a negative, for families that leave it free; None: the family's default.
 
         Raises:
-            UserError: the family's negatives have one length, and it is another; or no such encoders are supported.
+            UserError: no such encoders are supported, or so many tokens cannot be.
         """
-        layout = layout_of(pipeline)
+        return layout_of(pipeline, tokens)
+
+    @classmethod
+    def chosen_layout(cls, pipeline: Any, negative_tokens: int | None) -> EmbeddingLayout:
+        """The same with as many tokens as a configuration says. UserError where the family leaves it no choice."""
+        layout = cls.layout(pipeline, negative_tokens)
         if negative_tokens not in (None, layout.tokens):
             raise UserError(
                 f"model.negative_tokens: {negative_tokens}, but a negative of {cls.PIPELINE} has {layout.tokens} "
@@ -125,7 +134,7 @@ class FrozenPipeline(ABC):
     @classmethod
     def layout_in(cls, folder: Path, negative_tokens: int | None = None) -> EmbeddingLayout:
         """The same for the model in a folder, by its configuration files alone."""
-        return cls.layout(read_parts(folder, cls.DENOISER), negative_tokens)
+        return cls.chosen_layout(read_parts(folder, cls.DENOISER), negative_tokens)
 
     @classmethod
     def scheduler_of(cls, scheduler: Any, model: str) -> Any:
@@ -151,6 +160,11 @@ class FrozenPipeline(ABC):
         model._scheduler = cls.scheduler_of(read_scheduler(folder), folder.name)
         model._latent_size = model._size_of_latents(size)
         return model
+
+    @property
+    def remark(self) -> str:
+        """What is to be said of how it is sampled; empty if it is as its own scheduler would."""
+        return sampled_otherwise(self._scheduler) if self.FLOW_MATCHING else ""
 
     @property
     def denoiser(self) -> torch.nn.Module:
@@ -190,8 +204,8 @@ class FrozenPipeline(ABC):
         return self
 
     @classmethod
-    def call_arguments(cls, pipeline: Any, prompts: str | Sequence[str] | None) -> dict[str, Tensor | None]:
-        """What the call of the family's pipeline with these prompts needs, besides them and the negative."""
+    def call_arguments(cls, pipeline: Any, prompts: str | Sequence[str] | None, tokens: int) -> dict[str, Any]:
+        """What the call of the family's pipeline needs besides these prompts and a negative of so many tokens."""
         return {}
 
     @abstractmethod

@@ -58,7 +58,7 @@ def identify_text_encoder(config: ModelConfig) -> TextEncoderIdentity:
     family = check_family(folder, config.id)
     pipeline, _ = load_pipeline(config, text_only=config.lora is None)
     parts = SimpleNamespace(**(pipeline.components | {family.DENOISER: read_denoiser(folder, family.DENOISER)}))
-    return identify(pipeline, family.layout(parts, config.negative_tokens))
+    return identify(pipeline, family.chosen_layout(parts, config.negative_tokens))
 
 
 def load_model(config: ModelConfig, device: torch.device | str | None = None) -> TextToImage:

@@ -98,6 +98,21 @@ def sampled_otherwise(scheduler: Any) -> str:
     return "" if kind == EULER else f"sampled by Euler's steps over the noise levels of its own {kind}"
 
 
+def shift_of_resolution(scheduler: Any, tokens: int, *, max_shift: float = 1.15) -> float:
+    """mu of a shift that depends on the size of an image: `calculate_shift` of diffusers' pipelines.
+
+    Args:
+        scheduler: its configuration has the two sizes and the shift at each.
+        tokens: of the image in the transformer.
+        max_shift: what the pipeline takes where the configuration is silent.
+    """
+    config = scheduler.config
+    least, most = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    base = config.get("base_shift", 0.5)
+    slope = (config.get("max_shift", max_shift) - base) / (most - least)
+    return float(tokens * slope + (base - slope * least))
+
+
 def flow_schedule_of(scheduler: Any, num_inference_steps: int, **arguments: Any) -> Schedule:
     """The schedule of a `flow_of` scheduler in T steps.
 

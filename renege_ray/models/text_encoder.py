@@ -44,6 +44,7 @@ CONFIG_KEYS = {
     ),
 }
 ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")  # as pipelines call them
+SD3_T5_TOKENS, SD3_MOST_T5_TOKENS = 256, 512  # the default and the limit of its pipeline's max_sequence_length
 T5_TOKENS = 120  # what PixArt-alpha pads to (its Section 3.1): T5 itself knows no length
 
 
@@ -77,11 +78,16 @@ def identify(pipeline: Any, layout: EmbeddingLayout | None = None) -> TextEncode
     )
 
 
-def layout_of(pipeline: Any) -> EmbeddingLayout:
-    """What an embedding is made of: by one CLIP encoder, a pair of which the second projects (SDXL), or T5 (PixArt).
+def layout_of(pipeline: Any, tokens: int | None = None) -> EmbeddingLayout:
+    """What an embedding is made of: by one CLIP encoder, a pair of which the second projects (SDXL), a pair of which
+    both do, with or without T5 (SD3), or T5 (PixArt).
+
+    Args:
+        pipeline: of diffusers; or what is known of its parts.
+        tokens: of a negative, where the encoders leave that free; None: what pipelines take by default.
 
     Raises:
-        UserError: encoders that no supported family has.
+        UserError: encoders that no supported family has, or that cannot have so many tokens.
     """
     encoders: list[Any] = text_encoders(pipeline)
     kinds = [encoder.config.model_type for encoder in encoders]
@@ -89,14 +95,34 @@ def layout_of(pipeline: Any) -> EmbeddingLayout:
         return EmbeddingLayout(T5_TOKENS, int(encoders[0].config.d_model), masked=True)
     if kinds == ["clip_text_model"]:
         return EmbeddingLayout(_clip_tokens(pipeline, encoders), int(encoders[0].config.hidden_size))
+    if kinds[:2] == ["clip_text_model"] * 2 and kinds[2:] in ([], ["t5"]) and _projects(encoders[0]):
+        return _layout_of_sd3(pipeline, encoders, tokens)
     if kinds == ["clip_text_model"] * 2:
         width = sum(int(encoder.config.hidden_size) for encoder in encoders)
         pooled = int(encoders[1].config.projection_dim)
         return EmbeddingLayout(_clip_tokens(pipeline, encoders), width, pooled_width=pooled)
     raise UserError(
         f"{type(pipeline).__name__} has the text encoders {kinds or 'none'}: only those of Stable Diffusion 1.x and "
-        "2.x (one CLIP), SDXL (two) and PixArt-alpha (T5) are supported"
+        "2.x (one CLIP), SDXL (two), SD3 (two and T5) and PixArt-alpha (T5) are supported"
     )
+
+
+def _layout_of_sd3(pipeline: Any, encoders: list[Any], tokens: int | None) -> EmbeddingLayout:
+    """CLIP's tokens, then T5's (or zeros in their place), in the width that the transformer reads."""
+    clip = _clip_tokens(pipeline, encoders)
+    tokens = tokens or clip + SD3_T5_TOKENS
+    if not clip < tokens <= clip + SD3_MOST_T5_TOKENS:
+        raise UserError(
+            f"a negative of {tokens} tokens is none for SD3: it has {clip} of CLIP and then 1 to {SD3_MOST_T5_TOKENS} "
+            f"of T5; give model.negative_tokens between {clip + 1} and {clip + SD3_MOST_T5_TOKENS}"
+        )
+    pooled = sum(int(encoder.config.projection_dim) for encoder in encoders[:2])
+    return EmbeddingLayout(tokens, int(pipeline.transformer.config.joint_attention_dim), pooled_width=pooled)
+
+
+def _projects(encoder: Any) -> bool:
+    """Whether a CLIP encoder ends in a projection."""
+    return "CLIPTextModelWithProjection" in (type(encoder).__name__, *(encoder.config.architectures or ()))
 
 
 def _clip_tokens(pipeline: Any, encoders: list[Any]) -> int:

@@ -14,11 +14,10 @@ from diffusers import DDIMScheduler, DiffusionPipeline
 from torch import Tensor
 
 from renege_ray import NegativeEmbedding
-from renege_ray.config.run import ModelConfig
+from renege_ray.config.run import ModelConfig, SamplingConfig
 from renege_ray.errors import UserError
 from renege_ray.method import Ascent, AscentSettings, EmbeddingMetadata, predict_x0, reward_of_prediction, rollout
 from renege_ray.method.embedding import ATTENTION_MASK, POOLED_EMBEDS, PROMPT_EMBEDS
-from renege_ray.method.guidance import Guidance
 from renege_ray.models.base import TextToImage
 from renege_ray.models.frozen_pipeline import FrozenPipeline
 from renege_ray.models.load import identify_text_encoder, load_model
@@ -32,11 +31,21 @@ def noise(model: TextToImage, count: int, seed: int = 0) -> Tensor:
     return torch.randn(count, *model.latent_shape, generator=torch.Generator().manual_seed(seed))
 
 
+def sampled(scale: float = W, **options: float) -> SamplingConfig:
+    """How the images of these tests are made."""
+    return SamplingConfig(
+        num_inference_steps=STEPS, guidance_scale=scale, guidance_options=options, gradient_steps=(0, STEPS)
+    )
+
+
 @torch.no_grad()
-def images_of(model: TextToImage, prompts: Sequence[str], negative: Tensor) -> Tensor:
+def images_of(
+    model: TextToImage, prompts: Sequence[str], negative: Tensor, sampling: SamplingConfig | None = None
+) -> Tensor:
     """A whole generation by this package."""
     embeds, schedule, model = model.encode_prompts(prompts), model.schedule(STEPS), model.for_prompts(prompts)
-    end = rollout(model.denoise, noise(model, len(prompts)), embeds, negative, schedule, Guidance(W))
+    guidance = model.guidance(sampling or sampled(), schedule)
+    end = rollout(model.denoise, noise(model, len(prompts)), embeds, negative, schedule, guidance)
     return model.decode(end.latents)
 
 
@@ -76,7 +85,7 @@ class Conformance(ABC):
 
     @pytest.fixture(scope="class")
     def pipeline(self, folder: Path) -> Any:
-        """The family's own pipeline with diffusers' DDIM."""
+        """The family's own pipeline with diffusers' DDIM, or with its own flow-matching scheduler."""
         return self.plain_pipeline(folder)
 
     @classmethod
@@ -88,7 +97,8 @@ class Conformance(ABC):
     @staticmethod
     def plain_pipeline(folder: Path, **options: Any) -> Any:
         pipeline = DiffusionPipeline.from_pretrained(folder, **options)
-        pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
+        if "beta_schedule" in pipeline.scheduler.config:  # not one of flow matching, whose own is compared with
+            pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
@@ -184,7 +194,8 @@ class Conformance(ABC):
         def value(n: Tensor) -> Tensor:
             embeds, schedule = model.encode_prompts(PROMPTS[:1]), model.schedule(STEPS)
             shown = model.for_prompts(PROMPTS[:1])
-            x0 = predict_x0(shown.denoise, noise(model, 1), STEPS - 2, embeds, n, schedule, Guidance(W))
+            guidance = model.guidance(sampled(), schedule)
+            x0 = predict_x0(shown.denoise, noise(model, 1), STEPS - 2, embeds, n, schedule, guidance)
             return x0.square().mean()
 
         n = model.starting_point(model.encode_prompts([""]))
@@ -235,9 +246,10 @@ class Conformance(ABC):
     @staticmethod
     def rewards(model: TextToImage, n: Tensor, prompts: Sequence[str]) -> Tensor:
         schedule, model = model.schedule(STEPS), model.for_prompts(prompts)
+        guidance = model.guidance(sampled(), schedule)
         return reward_of_prediction(
             model.denoise, model.decode, redness, noise(model, len(prompts)), STEPS - 2, prompts,
-            model.encode_prompts(prompts), n, schedule, Guidance(W),
+            model.encode_prompts(prompts), n, schedule, guidance,
         )  # fmt: skip
 
     # The model
@@ -367,6 +379,10 @@ class Conformance(ABC):
     def test_longer_prompts_take_a_repeated_embedding(self, model: FrozenPipeline, pipeline: Any) -> None:
         """Twice the same tokens in both branches, so the images have to be those of once."""
         embedding, length = self.embedding(model, self.negative(model)), model.embedding_layout.tokens
+        if model.JOINT_ATTENTION:
+            with pytest.raises(UserError, match=f"one sequence.*{length} tokens"):
+                embedding.for_pipeline(pipeline, PROMPTS, tokens=2 * length)
+            return
         arguments = embedding.for_pipeline(pipeline, PROMPTS, tokens=2 * length)
         for name, tensor in model.embedding_layout.unpack(model.encode_prompts(PROMPTS)).items():
             twice = tensor if name == POOLED_EMBEDS else torch.cat([tensor, tensor], dim=1)

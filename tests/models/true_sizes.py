@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, PixArtTransformer2DModel, UNet2DConditionModel
+from diffusers import AutoencoderKL, PixArtTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
 from torch import Tensor, nn
 
 BLOCKS_4 = {
@@ -34,7 +34,8 @@ UNETS: dict[str, dict[str, Any]] = {
         "projection_class_embeddings_input_dim": 2816,
     },
 }
-SIDES = {"SD1.5": 64, "SD2.1": 96, "SDXL": 128, "PixArt": 64}
+SIDES = {"SD1.5": 64, "SD2.1": 96, "SDXL": 128, "PixArt": 64, "SD3.5": 128}
+CHANNELS = dict.fromkeys(SIDES, 4) | {"SD3.5": 16}
 
 
 def denoiser_of(name: str) -> nn.Module:
@@ -45,25 +46,31 @@ def denoiser_of(name: str) -> nn.Module:
             in_channels=4, out_channels=8, patch_size=2, caption_channels=4096, use_additional_conditions=False,
         )  # fmt: skip
         return network
+    if name == "SD3.5":  # medium
+        return SD3Transformer2DModel(  # type: ignore[no-any-return]
+            sample_size=128, num_layers=24, num_attention_heads=24, attention_head_dim=64, joint_attention_dim=4096,
+            caption_projection_dim=1536, pooled_projection_dim=2048, pos_embed_max_size=384, qk_norm="rms_norm",
+            dual_attention_layers=tuple(range(13)), in_channels=16, out_channels=16, patch_size=2,
+        )  # fmt: skip
     return UNet2DConditionModel(**UNETS[name])  # type: ignore[no-any-return]
 
 
-def decoder() -> AutoencoderKL:
-    """The autoencoder of all four."""
+def decoder(channels: int = 4) -> AutoencoderKL:
+    """The autoencoder of all, with as many latent channels."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=(128, 256, 512, 512),
         layers_per_block=2,
-        latent_channels=4,
+        latent_channels=channels,
         sample_size=512,
     )
 
 
 def denoise(name: str, network: nn.Module, latents: Tensor) -> tuple[Tensor, Tensor]:
     """An output for a batch of latents, and the negative that it is a function of."""
-    count, tokens = len(latents), 120 if name == "PixArt" else 77
-    width = 4096 if name == "PixArt" else UNETS[name]["cross_attention_dim"]
+    count, tokens = len(latents), {"PixArt": 120, "SD3.5": 333}.get(name, 77)
+    width = UNETS[name]["cross_attention_dim"] if name in UNETS else 4096
     n = torch.zeros(count, tokens, width, dtype=latents.dtype, requires_grad=True)
     t = torch.zeros(count, dtype=torch.int64)
     named: dict[str, Any] = {}
@@ -72,8 +79,10 @@ def denoise(name: str, network: nn.Module, latents: Tensor) -> tuple[Tensor, Ten
             "encoder_attention_mask": torch.ones(count, tokens, dtype=latents.dtype),
             "added_cond_kwargs": {"resolution": None, "aspect_ratio": None},
         }
+    if name == "SD3.5":
+        named = {"pooled_projections": torch.zeros(count, 2048, dtype=latents.dtype)}
     if name == "SDXL":
         pooled, ids = torch.zeros(count, 1280, dtype=latents.dtype), torch.zeros(count, 6, dtype=latents.dtype)
         named = {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": ids}}
     output = network(latents, timestep=t, encoder_hidden_states=n, return_dict=False, **named)[0]
-    return output[:, :4], n
+    return output[:, : latents.shape[1]], n

@@ -139,7 +139,9 @@ class _Reporter:
             if resume
             else f"{group}; training from the start"
         )
-        self._mailbox.post(f"{model.name} ({type(model).__name__}); negative of {model.embedding_layout.describe()}")
+        remark = f"; {model.remark}" if model.remark else ""
+        described = f"{model.name} ({type(model).__name__}); negative of {model.embedding_layout.describe()}"
+        self._mailbox.post(described + remark)
         cut = model.count_truncated(list(job.prompts.train))
         if cut:
             self._mailbox.post(f"{cut} training prompts are too long for the text encoder and are cut")

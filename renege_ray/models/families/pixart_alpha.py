@@ -17,8 +17,7 @@ from renege_ray.method.embedding import ATTENTION_MASK, PROMPT_EMBEDS
 from renege_ray.models.base import Activations
 from renege_ray.models.constants import constant
 from renege_ray.models.frozen_pipeline import FrozenPipeline, count_longer, tokenize
-
-TIE_BREAK = 1e-2  # of the root mean square of n: changes the images little, and tells copies apart
+from renege_ray.models.starting_point import filled
 
 
 class PixArtAlpha(FrozenPipeline):
@@ -29,24 +28,13 @@ class PixArtAlpha(FrozenPipeline):
     MEMORY = (Activations(0.77, 1.85), Activations(0.11, 1.15), 64)  # PixArt-XL
 
     def starting_point(self, embedding: Tensor) -> Tensor:
-        """The same negative with all tokens attended to: copies of those that are, in turn, replace the others.
-
-        Attention over copies of a token is attention to the token. Copies that are exactly alike would get the same
-        gradient at every step and stay alike, and so would T5's own outputs for padding; a little noise, always the
-        same, tells them apart.
-        """
+        """The same negative with all tokens attended to: copies of those that are, told apart, replace the others."""
         tensors = self.embedding_layout.unpack(embedding)
         n, mask = tensors[PROMPT_EMBEDS], tensors[ATTENTION_MASK].bool()
-        attended = n[mask]
-        filled = attended[torch.arange(n.shape[1], device=n.device) % len(attended)]
-        generator = torch.Generator().manual_seed(0)
-        noise = torch.randn(filled.shape, generator=generator, dtype=torch.float32).to(filled)
-        filled = filled + TIE_BREAK * attended.square().mean().sqrt() * noise
-        n = torch.where(mask[..., None], n, filled)
-        return self.embedding_layout.pack({PROMPT_EMBEDS: n, ATTENTION_MASK: torch.ones_like(mask)})
+        return self.embedding_layout.pack({PROMPT_EMBEDS: filled(n, mask), ATTENTION_MASK: torch.ones_like(mask)})
 
     @classmethod
-    def call_arguments(cls, pipeline: Any, prompts: str | Sequence[str] | None) -> dict[str, Tensor | None]:
+    def call_arguments(cls, pipeline: Any, prompts: str | Sequence[str] | None, tokens: int) -> dict[str, Any]:
         """No negative prompt, whose default would be refused, and the prompts encoded, which would be, too."""
         if prompts is None:
             return {"negative_prompt": None}

@@ -9,19 +9,29 @@ from pathlib import Path
 from renege_ray.errors import UserError
 from renege_ray.models.families.pixart_alpha import PixArtAlpha
 from renege_ray.models.families.stable_diffusion import StableDiffusion
+from renege_ray.models.families.stable_diffusion_3 import StableDiffusion3
 from renege_ray.models.families.stable_diffusion_controlnet import StableDiffusionControlNet
 from renege_ray.models.families.stable_diffusion_xl import StableDiffusionXL
 from renege_ray.models.families.text_to_video import TextToVideo
 from renege_ray.models.folder import INDEX, name_of, read_json
 from renege_ray.models.frozen_pipeline import FrozenPipeline
+from renege_ray.models.text_encoder import ENCODERS
 
 FAMILIES: dict[str, type[FrozenPipeline]] = {
     family.PIPELINE: family
-    for family in (StableDiffusion, StableDiffusionXL, PixArtAlpha, StableDiffusionControlNet, TextToVideo)
+    for family in (
+        StableDiffusion,
+        StableDiffusionXL,
+        StableDiffusion3,
+        PixArtAlpha,
+        StableDiffusionControlNet,
+        TextToVideo,
+    )
 }
 _DISTILLED = "its guidance is distilled into its weights, so that it makes no use of a negative"
 _NO_NEGATIVE = {
     "FluxPipeline": _DISTILLED,
+    "Flux2Pipeline": _DISTILLED,
     "LatentConsistencyModelPipeline": _DISTILLED,
     "SanaSprintPipeline": _DISTILLED,
     "DDPMPipeline": "it knows no prompts, so it has no negative",
@@ -53,6 +63,7 @@ def check_family(folder: Path, model: str) -> type[FrozenPipeline]:
         raise UserError(
             f"model {model!r} is a {kind}: " + (f"{why}; " if why else "") + f"supported are {', '.join(FAMILIES)}"
         )
+    _check_denoiser(folder, FAMILIES[kind], model)
     sign = _sign_of_distillation(folder, kind) or distilled_name(model)
     if sign:
         raise UserError(
@@ -60,6 +71,26 @@ def check_family(folder: Path, model: str) -> type[FrozenPipeline]:
             "or change that if it is not true of this one"
         )
     return FAMILIES[kind]
+
+
+def _check_denoiser(folder: Path, family: type[FrozenPipeline], model: str) -> None:
+    """The denoiser is of the family's class, and neither it nor a text encoder is quantised."""
+    for part in (family.DENOISER, *ENCODERS):
+        file = folder / part / "config.json"
+        config = read_json(file) if file.is_file() else {}
+        if quantised := config.get("quantization_config"):
+            how = quantised.get("quant_method", "in some way") if isinstance(quantised, dict) else "in some way"
+            raise UserError(
+                f"model {model!r}: its {part} is quantised ({how}, by quantization_config in {part}/config.json), "
+                "which leaves neither exact gradients nor the text encoder's own embeddings; give the model in "
+                "bfloat16, float16 or float32"
+            )
+        kind = config.get("_class_name")
+        if part == family.DENOISER and family.DENOISER_CLASSES and kind and kind not in family.DENOISER_CLASSES:
+            raise UserError(
+                f"model {model!r}: its {part} is a {kind}, and a {family.PIPELINE} has a "
+                f"{' or '.join(family.DENOISER_CLASSES)}; export or download the model again"
+            )
 
 
 def distilled_name(model: str) -> str:

@@ -15,6 +15,9 @@ from renege_ray.models.loading.hub import find_folder
 from renege_ray.models.loading.user_errors import user_errors
 from renege_ray.models.text_encoder import ENCODERS
 
+# As safetensors names them; whole numbers are buffers (positions).
+_WHOLE = {"F64", "F32", "F16", "BF16", "I64", "I32", "BOOL"}
+
 
 def check_files(config: ModelConfig, sampling: SamplingConfig, *, gradients: bool) -> None:
     """Check the files of a model in a folder or on the Hub (from where they are downloaded here), reading no weights.
@@ -33,7 +36,9 @@ def check_files(config: ModelConfig, sampling: SamplingConfig, *, gradients: boo
 
 
 def _check_text_encoder(folder: Path, model: str) -> None:
-    """No family's first text encoder ends in a projection: one vector a prompt, where one a token is wanted."""
+    """No first text encoder but SD3's ends in a projection: one vector a prompt, where one a token is wanted."""
+    if check_family(folder, model).POOLS_FIRST:
+        return
     named = read_json(folder / INDEX).get("text_encoder") or [None, None]
     if named[1] == "CLIPTextModelWithProjection":
         raise UserError(
@@ -73,8 +78,16 @@ def _check_weights(folder: Path, config: ModelConfig) -> None:
             )
         variants |= found
         for file in files:
-            with user_errors(f"model file {file}", "export or download the model again"), safe_open(file, "pt"):
-                pass  # its header is read
+            with (
+                user_errors(f"model file {file}", "export or download the model again"),
+                safe_open(file, "pt") as opened,
+            ):
+                kinds = {opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118 (no mapping)
+            if narrow := kinds - _WHOLE:
+                raise UserError(
+                    f"model file {file} holds weights of {', '.join(sorted(narrow))}, rounded too far for exact "
+                    "gradients and embeddings; give the model in bfloat16, float16 or float32"
+                )
     if config.variant is not None and config.variant not in variants:
         others = ", ".join(sorted(variants - {""})) or "none"
         raise UserError(f"model.variant: {config.variant!r} is no variant in {folder}: there is {others}; leave it out")

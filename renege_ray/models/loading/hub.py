@@ -106,6 +106,7 @@ def read_pipeline(
     family = check_family(folder, model)
     variant = variant or sole_variant(folder)
     options = dict(WITHOUT_CHECKER) if family.SAFETY_CHECKER else {}
+    options |= {name: None for name in family.OPTIONAL if not (folder / name).is_dir()}
     strictly = {"use_safetensors": True, "local_files_only": True}
     remedy = "only safetensors files are read; export or download it again"
     with user_errors(f"model {model!r} in {folder}", remedy), _no_progress_bars():

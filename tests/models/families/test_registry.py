@@ -50,6 +50,7 @@ def test_supported_kinds(folder: Callable[..., Path], kind: str) -> None:
     ("kind", "why"),
     [
         ("FluxPipeline", "distilled"),
+        ("Flux2Pipeline", "distilled"),
         ("LatentConsistencyModelPipeline", "distilled"),
         ("DDPMPipeline", "no prompts"),
         ("StableDiffusionInpaintPipeline", "is a StableDiffusionInpaintPipeline"),
@@ -73,6 +74,17 @@ def test_other_kinds_are_refused_with_the_reason(folder: Callable[..., Path], ki
 )
 def test_distilled_models_are_refused(folder: Callable[..., Path], kind: str, files: Any, sign: str) -> None:
     refused(folder(kind, **files), "distilled", sign)
+
+
+@pytest.mark.parametrize("part", ["transformer", "text_encoder_3"])
+def test_quantised_models_are_refused(folder: Callable[..., Path], part: str) -> None:
+    settings = {part: {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}}
+    refused(folder("StableDiffusion3Pipeline", **settings), f"its {part} is quantised (bitsandbytes", "bfloat16")
+
+
+def test_the_transformer_of_another_pipeline_is_refused(folder: Callable[..., Path]) -> None:
+    other = folder("StableDiffusion3Pipeline", transformer={"_class_name": "FluxTransformer2DModel"})
+    refused(other, "its transformer is a FluxTransformer2DModel", "has a SD3Transformer2DModel")
 
 
 @pytest.mark.parametrize(

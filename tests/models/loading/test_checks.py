@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 
@@ -147,3 +148,11 @@ def test_a_model_that_does_not_say_its_size(tmp_path: Path, value: str | None) -
     given = ModelConfig(id=str(tmp_path), size=(16, 8))
     check_files(given, sampled(4), gradients=True)
     assert load_model(given, "cpu").latent_shape[-2:] == (8, 4)
+
+
+def test_weights_of_eight_bits_are_refused(copy: Callable[[str], Path]) -> None:
+    folder = copy("narrow")
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in safetensors.torch.load_file(file).items()}
+    safetensors.torch.save_file(weights, file)
+    refused(folder, str(file), "F8_E4M3", "bfloat16")
