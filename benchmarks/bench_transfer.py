@@ -41,11 +41,7 @@ def main() -> None:
     chosen = evaluate(model, candidates, pairs, list(load_scorers([train]).values()), config.sampling, encoded=encoded)
     best = max(candidates, key=lambda text: chosen.mean(text, train))
     print(f"handwritten: {best!r}, by {len(pairs)} validation pairs")
-    negatives = {
-        "null": model.null_embedding(),
-        "handwritten": candidates[best],
-        "global": learned.packed(model, encoded),
-    }
+    negatives = {"null": model.null_embedding(), "handwritten": candidates[best], "global": learned.packed(encoded)}
     scorers = load_scorers([train, *config.rewards.held_out, *config.rewards.judges])
     pairs = make_pairs(sets["held_out"].prompts, given.pairs, config.seed)
     found = evaluate(model, negatives, pairs, list(scorers.values()), config.sampling, encoded=encoded)

@@ -189,7 +189,8 @@ def hpsv2(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> ClipReward:
 
     facts = REWARDS["hpsv2-v2.1"]
     reward = ClipReward(facts, Path("random"), model, tokens, letterbox)  # type: ignore[arg-type]
-    return reward.eval().requires_grad_(False)
+    reward.eval().requires_grad_(False).place(device)
+    return reward
 
 
 @contextmanager

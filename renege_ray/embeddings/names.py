@@ -36,7 +36,6 @@ from renege_ray.config.run import ModelConfig, RunConfig
 from renege_ray.embeddings.prompt_embeddings import PromptEmbeddings
 from renege_ray.embeddings.tables import run_of_table
 from renege_ray.errors import UserError
-from renege_ray.models.base import TextToImage
 from renege_ray.models.load import identify_text_encoder
 from renege_ray.output.names import alike, is_in_words
 from renege_ray.prompts.refine import REFINERS, locate_refiner
@@ -158,7 +157,7 @@ class ComparedNegative:
         return self.method.label
 
     def embedding_for(
-        self, prompt: str, model: TextToImage, encoded: EncodedPrompts, opened: Callable[[str], PromptEmbeddings]
+        self, prompt: str, encoded: EncodedPrompts, opened: Callable[[str], PromptEmbeddings]
     ) -> tuple[Tensor, str]:
         """The negative (1, L, D) float32 on the CPU for a prompt, and what marks its row, "" for nothing.
 
@@ -166,7 +165,7 @@ class ComparedNegative:
         """
         if self.table and prompt in (table := opened(self.table)):
             return table[prompt].float(), ""
-        return self.negative.packed(model, encoded), FALLBACK if self.table else ""
+        return self.negative.packed(encoded), FALLBACK if self.table else ""
 
 
 def resolve(methods: Sequence[Method], config: RunConfig, prompts: Sequence[str]) -> tuple[ComparedNegative, ...]:

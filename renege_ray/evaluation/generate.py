@@ -110,9 +110,11 @@ def _generate(request: GenerateRequest, say: Callable[[str], None]) -> list[Path
     encoded = EncodedPrompts(model)
     words = file_names(pair.prompt for pair in request.pairs)
     rows, files = {}, []
-    labels = _labels(negatives)
-    for number, (name, negative) in enumerate(negatives.items()):
-        size, embedding = config.validation.batch_size, negative.packed(model, encoded)
+    labels, size = _labels(negatives), config.validation.batch_size
+    with model.encoding():
+        encoded.prepare(request.prompts)
+        embeddings = [negative.packed(encoded) for negative in negatives.values()]
+    for number, (name, embedding) in enumerate(zip(negatives, embeddings, strict=True)):
         images = generate_all(model, embedding, request.pairs, config.sampling, encoded, size)
         rows[labels[number]] = middle_frame(images)
         for pair, image in zip(request.pairs, images, strict=True):

@@ -3,6 +3,7 @@
 import io
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
@@ -20,7 +21,7 @@ from renege_ray.models.base import TextToImage
 from renege_ray.output.names import readable
 from renege_ray.output.pictures import animation, to_pil
 from renege_ray.prompts.refine import Refiner
-from renege_ray.rewards.base import Scorer
+from renege_ray.rewards.base import Scorer, prepare_texts
 from renege_ray.rewards.video.frames import frames_of
 from renege_ray.sampling.batches import MicroBatches, together_or_alone
 from renege_ray.sampling.encoded_prompts import EncodedPrompts
@@ -63,8 +64,15 @@ class ImageMaker:
         self._model: tuple[ModelConfig, TextToImage, EncodedPrompts] | None = None
         self._batches = MicroBatches("auto", config.evaluation.batch_size, "evaluation.batch_size")
 
-    def rows(self, items: Sequence[ImageToMake], about_to: Callable[[Sequence[ImageToMake]], None]) -> Iterator[Row]:
-        """The rows of images, in order. `about_to` is told of each batch before it is computed."""
+    def rows(
+        self,
+        items: Sequence[ImageToMake],
+        about_to: Callable[[Sequence[ImageToMake]], None],
+        about_to_read: Callable[[Sequence[ImageToMake]], None] = lambda batch: None,
+    ) -> Iterator[Row]:
+        """The rows of images, in order. `about_to` is told of each batch before it is computed, `about_to_read` of each
+        before its prompts are encoded.
+        """
 
         def compute(batch: Sequence[ImageToMake]) -> list[Row]:
             about_to(batch)
@@ -72,7 +80,9 @@ class ImageMaker:
             return together_or_alone(batch, self._made, self.failed, (torch.cuda.OutOfMemoryError, OSError))
 
         for _, same_model in groupby(items, key=lambda item: self._negatives[item.method].method.model):
-            for _, rows in self._batches.over(list(same_model), compute):
+            of_model = list(same_model)
+            self._read_texts(of_model, about_to_read)
+            for _, rows in self._batches.over(of_model, compute):
                 yield from rows
 
     def failed(self, item: ImageToMake, error: str) -> Row:
@@ -80,11 +90,25 @@ class ImageMaker:
         negative = self._negatives[item.method]
         return make_row(item, negative.label, negative.model.id, {}, 0.0, status=FAILED, error=error)
 
+    def _read_texts(self, items: Sequence[ImageToMake], about_to_read: Callable[[Sequence[ImageToMake]], None]) -> None:
+        """Encode prompts together, before their images are made: then the text encoders need not be moved for each
+        batch. What a language model refines is encoded when it is there.
+        """
+        with suppress(Exception):  # it is raised again with a batch, where it is known what to do about it
+            model, encoded = self._load(self._negatives[items[0].method].model)
+            size = self._config.evaluation.batch_size
+            with model.encoding():
+                for start in range(0, len(items), size):
+                    some = items[start : start + size]
+                    about_to_read(some)
+                    encoded.prepare(item.prompt for item in some if self._negatives[item.method].refiner is None)
+            prepare_texts(self._scorers, (item.prompt for item in items))
+
     def _made(self, batch: Sequence[ImageToMake]) -> list[Row]:
         started = time.monotonic()
         model, encoded = self._load(self._negatives[batch[0].method].model)
         prompts = [self._refined(item) for item in batch]
-        embeddings, marks = self._embeddings(batch, model, encoded)
+        embeddings, marks = self._embeddings(batch, encoded)
         pairs = [Pair(prompt, item.seed) for prompt, item in zip(prompts, batch, strict=True)]
         images = generate(model, embeddings, pairs, self._config.sampling, encoded).float()
         scores = self._scores(images, [item.prompt for item in batch])
@@ -114,13 +138,11 @@ class ImageMaker:
             return item.prompt
         return self._refiner(negative.method.refine, negative.refiner)(item.prompt)
 
-    def _embeddings(
-        self, batch: Sequence[ImageToMake], model: TextToImage, encoded: EncodedPrompts
-    ) -> tuple[Tensor, list[str]]:
+    def _embeddings(self, batch: Sequence[ImageToMake], encoded: EncodedPrompts) -> tuple[Tensor, list[str]]:
         """The negatives (B, L, D) of a batch, and the marks of its rows. Tuned prompts go by the original words."""
         negatives = [self._negatives[item.method] for item in batch]
         found = [
-            negative.embedding_for(item.prompt, model, encoded, self._open_table)
+            negative.embedding_for(item.prompt, encoded, self._open_table)
             for item, negative in zip(batch, negatives, strict=True)
         ]
         return torch.cat([embedding for embedding, _ in found]), [mark for _, mark in found]

@@ -5,6 +5,7 @@ after the channels: latents (B, C, F, H, W), videos (B, 3, F, height, width). Se
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -27,7 +28,7 @@ class TextToImage(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are, and every tensor that is passed in."""
+        """Where the weights are, but for the text encoders' (see `encoding`), and every tensor that is passed in."""
         ...
 
     @property
@@ -68,6 +69,12 @@ class TextToImage(Protocol):
     @property
     def text_encoder_hash(self) -> str:
         """16 hexadecimal digits that tell text encoders apart, the same on every machine."""
+        ...
+
+    def encoding(self) -> AbstractContextManager[None]:
+        """A block in which the text encoders stay on the device. Elsewhere they rest on the host, and `encode_prompts`
+        and `null_embedding` bring them for the length of the call.
+        """
         ...
 
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:

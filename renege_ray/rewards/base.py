@@ -7,9 +7,9 @@ Both take images (B, 3, height, width) in [0, 1] and B prompts in words, and jud
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,23 @@ class Scorer(Protocol):
         ...
 
 
+@runtime_checkable
+class ReadsPrompts(Protocol):
+    """A reward or scorer that has a text tower, which can read prompts before there are images of them."""
+
+    def prepare(self, prompts: Iterable[str]) -> None:
+        """Read prompts that will be asked for, in one go: the tower is on the accelerator for so long."""
+        ...
+
+
+def prepare_texts(judges: Iterable[object], prompts: Iterable[str]) -> None:
+    """Let all rewards and scorers that can read prompts that they will be asked for."""
+    prompts = list(dict.fromkeys(prompts))
+    for judge in judges:
+        if isinstance(judge, ReadsPrompts):
+            judge.prepare(prompts)
+
+
 class VideoScorer(ABC):
     """A `Scorer` of whole videos (B, 3, F, height, width); still images have NaN."""
 
@@ -75,6 +92,10 @@ class RewardModel(nn.Module, ABC):
         self.usual_range = facts.usual_range
         self.checkpoint = checkpoint
         self._truncated: set[str] = set()
+
+    def place(self, device: torch.device) -> None:
+        """Move what images need to a device."""
+        self.to(device)
 
     @abstractmethod
     def judge(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -142,6 +163,10 @@ class RewardScorer:
         """{name: (B,)}, without a gradient."""
         with torch.no_grad():
             return {self.reward.name: self.reward(images, prompts)}
+
+    def prepare(self, prompts: Iterable[str]) -> None:
+        """See `ReadsPrompts`."""
+        prepare_texts([self.reward], prompts)
 
 
 def as_scorer(reward: Reward) -> Scorer:

@@ -6,8 +6,8 @@ which sees a prompt once.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache, partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from renege_ray.errors import UserError
 from renege_ray.models.loading.user_errors import user_errors
+from renege_ray.models.on_demand import OncePerText, OnDemand
 from renege_ray.rewards.base import TEXTS_KEPT, RewardModel
 from renege_ray.rewards.catalogue import RewardFacts
 from renege_ray.rewards.checkpoints import HEAD_WIDTH, assemble, num_heads, read_weights
@@ -28,7 +29,10 @@ _VISION_HEAD_WIDTHS = {1280: 80}
 
 
 class ClipReward(RewardModel):
-    """R(c, x) = scale * cos(f(x), g(c)) with the image tower f and the text tower g."""
+    """R(c, x) = scale * cos(f(x), g(c)) with the image tower f and the text tower g.
+
+    The text tower is on the accelerator only while it reads prompts that it has not read lately.
+    """
 
     def __init__(
         self,
@@ -53,7 +57,21 @@ class ClipReward(RewardModel):
         self.model, self.scale = model, scale
         self._tokenizer, self._fit = tokenizer, fit
         self._image_size: int = model.config.vision_config.image_size
-        self._kept_text_features = lru_cache(TEXTS_KEPT)(self._text_features_of_one)
+        self._place_text_tower(torch.device("cpu"))
+
+    def place(self, device: torch.device) -> None:
+        """See `RewardModel`."""
+        self.model.vision_model.to(device)
+        self.model.visual_projection.to(device)
+        self._place_text_tower(device)
+
+    def _place_text_tower(self, device: torch.device) -> None:
+        self._text_tower = OnDemand((self.model.text_model, self.model.text_projection), device)
+        self._texts = OncePerText(self._text_features_of_one, self._text_tower.on_device, TEXTS_KEPT)
+
+    def prepare(self, prompts: Iterable[str]) -> None:
+        """See `ReadsPrompts`."""
+        self._texts.prepare(prompts)
 
     def judge(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """(B,)."""
@@ -68,18 +86,16 @@ class ClipReward(RewardModel):
 
     def text_features(self, prompts: Sequence[str]) -> Tensor:
         """g(c), (B, D) float32 of length 1; those of recent prompts are kept."""
-        return torch.stack([self._kept_text_features(prompt) for prompt in prompts])
+        return torch.stack(self._texts(prompts))
 
     def _text_features_of_one(self, prompt: str) -> Tensor:
-        """(D,), of the prompt alone: in a batch with others its last bits would depend on them, and a resumed run
-        would not repeat.
-        """
+        """(D,), of the prompt alone."""
         ids, cut = self._tokenizer(prompt)
         if cut:
             self.note_truncated(prompt)
         # A caller may be in inference mode, whose tensors no later gradient could use.
         with torch.inference_mode(False), torch.no_grad():
-            tokens = torch.tensor([ids], device=self.model.logit_scale.device)
+            tokens = torch.tensor([ids], device=self._text_tower.device)
             features = self.model.get_text_features(tokens).pooler_output
             return F.normalize(features, dim=1)[0]
 

@@ -61,8 +61,8 @@ def _score(arguments: argparse.Namespace) -> str:
 
     from renege_ray.rewards.load import load_rewards
 
-    reward = load_rewards([facts.name], _device(arguments.device), checkpoints=checkpoints)[facts.name]
-    device = next(reward.parameters()).device
+    device = _device(arguments.device)
+    reward = load_rewards([facts.name], device, checkpoints=checkpoints)[facts.name]
     scores = [reward.score(image.to(device), [arguments.prompt or ""]).item() for image in images]
     if arguments.json:
         rows = [{"image": str(path), "score": score} for path, score in zip(arguments.images, scores, strict=True)]

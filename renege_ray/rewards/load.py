@@ -93,7 +93,8 @@ def _load(name: str, files: Mapping[str, Path], device: torch.device, dtype: tor
     # transformers takes seconds to import: only when a reward is wanted.
     facts = REWARDS[full_name(name)]
     reward: RewardModel = import_module(f"renege_ray.rewards.{facts.module}").load(facts, files, dtype)
-    return reward.eval().requires_grad_(False).to(device)
+    reward.eval().requires_grad_(False).place(device)
+    return reward
 
 
 def _video_metrics(

@@ -16,7 +16,7 @@ from renege_ray.models.base import TextToImage
 from renege_ray.output.image_statistics import ImageStatistics
 from renege_ray.output.statistics import least_difference, wins
 from renege_ray.prompts.sources import pair_seed, prompt_id
-from renege_ray.rewards.base import Scorer, VideoScorer
+from renege_ray.rewards.base import Scorer, VideoScorer, prepare_texts
 from renege_ray.rewards.video.frames import middle_frame, over_frames
 from renege_ray.sampling.batches import MicroBatches
 from renege_ray.sampling.encoded_prompts import EncodedPrompts
@@ -163,6 +163,9 @@ def evaluate(
     table = torch.zeros(len(negatives), len(names), len(pairs), dtype=torch.float64)
     kept: Tensor | None = None
     batches = MicroBatches("auto", batch_size, "validation.batch_size")
+    texts = [pairs[i].prompt for i in workers.share(len(pairs))]
+    encoded.prepare(texts)
+    prepare_texts(judges, texts)
     for row, negative in enumerate(negatives.values()):
 
         def images_and_scores(indices: Sequence[int], negative: Tensor = negative) -> tuple[Tensor, Tensor]:

@@ -42,18 +42,18 @@ class Negative:
     embedding: Tensor | None = None
     """Packed, (1, L, D) float32, or one for each image that is to be made."""
 
-    def packed(self, model: TextToImage, encoded: EncodedPrompts) -> Tensor:
+    def packed(self, encoded: EncodedPrompts) -> Tensor:
         """n, (1, L, D) float32 on the CPU; as many as `embedding` has."""
         if self.embedding is not None:
             return self.embedding
-        return (model.null_embedding() if self.text is None else encoded([self.text])).float().cpu()
+        return (encoded.null() if self.text is None else encoded([self.text])).float().cpu()
 
     def starting_point(self, model: TextToImage, encoded: EncodedPrompts) -> Tensor:
         """n_0, (1, L, D) float32 on the CPU. Of null, it is the empty text: a pipeline's zeros cannot be learned from
         (see `StableDiffusionXL`).
         """
         start = self if self.embedding is not None else Negative(self.text or "")
-        return model.starting_point(start.packed(model, encoded))
+        return model.starting_point(start.packed(encoded))
 
 
 NULL = Negative()

@@ -1,6 +1,6 @@
 """The rewards of a run: what is trained against, and what is only looked at."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from renege_ray.config.run import RewardsConfig
-from renege_ray.rewards.base import Reward, Scorer, as_scorer
+from renege_ray.rewards.base import Reward, Scorer, as_scorer, prepare_texts
 from renege_ray.rewards.load import load_rewards, load_scorers
 from renege_ray.rewards.weighted import WeightedReward
 
@@ -54,3 +54,6 @@ class _TrainingReward:
         with torch.no_grad():
             parts = self._reward.parts(images, prompts)
             return {REWARD: self._reward.combine(parts), **parts}
+
+    def prepare(self, prompts: Iterable[str]) -> None:
+        prepare_texts(self._reward.rewards, prompts)

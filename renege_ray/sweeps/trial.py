@@ -178,9 +178,10 @@ def measure(
     the validation pairs of training, or on the held-out pairs of its final test.
     """
     encoded = EncodedPrompts(model)
-    negatives = {"null": model.null_embedding(), "handwritten": encoded([config.prompts.handwritten[0]])}
-    if state is not None:
-        negatives |= {"handwritten": encoded([state.handwritten]), "global": state.best.prompt_embeds}
+    with model.encoding():
+        negatives = {"null": encoded.null(), "handwritten": encoded([config.prompts.handwritten[0]])}
+        if state is not None:
+            negatives |= {"handwritten": encoded([state.handwritten]), "global": state.best.prompt_embeds}
     return evaluate(
         model,
         {method: negative for method, negative in negatives.items() if method in methods},

@@ -82,6 +82,16 @@ def samples_of(config: RunConfig, prompts: Sequence[str], step: int, workers: Wo
     return groups
 
 
+def drawn_prompts(config: RunConfig, prompts: Sequence[str], workers: Workers) -> list[str]:
+    """The different prompts of this worker's samples in all steps of a training, in the order of their coming."""
+    groups, size = config.optim.timestep_groups, config.optim.batch_size
+    mine = [group * (size // groups) + k for group in range(groups) for k in workers.share(size // groups)]
+    drawn = (
+        draw_index(len(prompts), config.seed, "prompt", step, j) for step in range(config.optim.steps) for j in mine
+    )
+    return [prompts[i] for i in dict.fromkeys(drawn)]
+
+
 class _AskedToStopError(Exception):
     """Ends a step of the training between two steps of the sampler."""
 

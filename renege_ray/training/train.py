@@ -20,13 +20,14 @@ from renege_ray.method.ascent import Ascent, AscentReport, AscentSettings
 from renege_ray.method.embedding import as_stored
 from renege_ray.models.base import TextToImage
 from renege_ray.output.progress import Counter
+from renege_ray.rewards.base import prepare_texts
 from renege_ray.sampling.encoded_prompts import EncodedPrompts
 from renege_ray.sampling.images import Evaluation, Pair, evaluate, make_pairs
 from renege_ray.sampling.negative import NULL, Negative
 from renege_ray.sampling.run_rewards import REWARD, Rewards
 from renege_ray.sampling.workers import Workers
 from renege_ray.training.early_stop import ValidationPoint, should_stop
-from renege_ray.training.gradient import GlobalGradient, GradientOfBatch
+from renege_ray.training.gradient import GlobalGradient, GradientOfBatch, drawn_prompts
 from renege_ray.training.state import BestEmbedding, TrainingState
 
 INVALID_IN_A_ROW = 10
@@ -116,9 +117,13 @@ def train_global(
         UserError: the checkpoint belongs to another configuration.
     """
     run = _Run(config, model, rewards, prompts, workers or Workers(), report, say)
-    run.begin(resume, initial)
-    status = run.ascend(asked_to_stop)
-    return Result(status, run.state(run.test() if test and status != "interrupted" else None))
+    try:
+        run.read_texts(initial, test)
+        run.begin(resume, initial)
+        status = run.ascend(asked_to_stop)
+        return Result(status, run.state(run.test() if test and status != "interrupted" else None))
+    finally:
+        run.encoded.close()
 
 
 class _Run:
@@ -146,6 +151,20 @@ class _Run:
         self.history: list[ValidationPoint] = []
         self.earlier_seconds = 0.0
         self.started = time.monotonic()
+
+    def read_texts(self, initial: Negative, test: bool) -> None:
+        """Encode all that will be asked for, once on each machine: then the text encoders are not needed any more. Let
+        the rewards' text towers read what this rank draws.
+        """
+        config = self.config
+        judged = [pair.prompt for pair in (*self.pairs, *(self._test_pairs() if test else ()))]
+        negatives = ["", initial.text or "", *config.prompts.handwritten]
+        drawn = drawn_prompts(config, self.prompts.train, Workers())
+        self.encoded.share([*negatives, *drawn, *judged], self.say)
+        if self.model.device.type != "cpu":  # there the towers have nowhere to go, and read a prompt when it comes
+            mine = drawn_prompts(config, self.prompts.train, self.workers)
+            prepare_texts(self.rewards.train.rewards, mine)
+        self.workers.meet()
 
     def begin(self, resume: TrainingState | None, initial: Negative) -> None:
         """Measure the baselines and start as configured, or take everything from a checkpoint."""
@@ -193,12 +212,14 @@ class _Run:
     def test(self) -> Evaluation:
         """The best embedding against the baselines, on prompts that nothing was chosen on."""
         negatives = {
-            "null": self.model.null_embedding(),
+            "null": self.encoded.null(),
             "handwritten": self.encoded([self.handwritten]),
             "global": self.best.prompt_embeds,
         }
-        pairs = make_pairs(self.prompts.held_out, self.config.test.num_pairs, self.config.seed)
-        return self._evaluate(negatives, pairs, "final test")
+        return self._evaluate(negatives, self._test_pairs(), "final test")
+
+    def _test_pairs(self) -> Sequence[Pair]:
+        return make_pairs(self.prompts.held_out, self.config.test.num_pairs, self.config.seed)
 
     def state(self, test: Evaluation | None = None) -> TrainingState:
         """The checkpoint of this moment."""
@@ -254,7 +275,7 @@ class _Run:
         """Null and all handwritten candidates on the validation pairs; the best one is "handwritten"."""
         candidates = {f"candidate {i}": text for i, text in enumerate(self.config.prompts.handwritten)}
         negatives = {key: self.encoded([text]) for key, text in candidates.items()}
-        measured = self._evaluate({"null": self.model.null_embedding(), **negatives}, self.pairs, "baselines")
+        measured = self._evaluate({"null": self.encoded.null(), **negatives}, self.pairs, "baselines")
         rewards = {key: _finite_or_lowest(measured.mean(key, REWARD)) for key in candidates}
         chosen = max(rewards, key=lambda key: rewards[key])
         self.handwritten = candidates[chosen]

@@ -59,7 +59,7 @@ class PromptScores:
         self.names = [name for scorer in self._scorers for name in scorer.names]
         self.initial = as_stored(initial.float().cpu())
         self._negatives = {
-            "null": model.null_embedding().cpu(),
+            "null": encoded.null().cpu(),
             "handwritten": encoded([config.prompts.handwritten[0]]).cpu(),
             "global": self.initial,
         }

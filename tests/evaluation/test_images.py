@@ -172,11 +172,11 @@ def test_prompts_that_a_table_lacks_are_marked(model: StableDiffusion) -> None:
 
     tables: Any = {"x": {"a red fox": own}}
     encoded = EncodedPrompts(model)
-    assert torch.equal(tuned.embedding_for("a red fox", model, encoded, tables.get)[0], own.float())
-    found, mark = tuned.embedding_for("a hen", model, encoded, tables.get)
+    assert torch.equal(tuned.embedding_for("a red fox", encoded, tables.get)[0], own.float())
+    found, mark = tuned.embedding_for("a hen", encoded, tables.get)
     assert torch.equal(found, spare) and mark == FALLBACK
     null = negative("prompt=x", "p", table="x")
-    assert torch.equal(null.embedding_for("a hen", model, encoded, tables.get)[0], model.null_embedding())
+    assert torch.equal(null.embedding_for("a hen", encoded, tables.get)[0], model.null_embedding())
 
 
 class Watcher:

@@ -17,7 +17,7 @@ def test_what_is_kept_is_what_was_encoded_in_the_type_of_the_networks(dtype: tor
         assert found.dtype == torch.float32, "arithmetic on embeddings is in float32"
         one_by_one = [model.encode_prompts([prompt]) for prompt in prompts]
         assert torch.equal(found, torch.cat(one_by_one)), "the encoder computes in that type, so nothing is lost"
-    assert {kept.dtype for kept in encoded._cache.values()} == {dtype}
+    assert {kept.dtype for kept in encoded._kept._kept.values()} == {dtype}
 
 
 def test_the_latest_are_kept() -> None:
@@ -25,6 +25,6 @@ def test_the_latest_are_kept() -> None:
     encoded = EncodedPrompts(model, capacity=2)
     for prompt in ("a", "b", "a", "c"):
         encoded([prompt])
-    assert list(encoded._cache) == ["a", "c"]
+    assert list(encoded._kept._kept) == ["a", "c"]
     with pytest.raises(ValueError, match="capacity"):
         EncodedPrompts(model, capacity=0)

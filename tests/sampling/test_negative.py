@@ -40,7 +40,7 @@ def test_learning_from_null_starts_at_the_empty_text() -> None:
     model = StableDiffusionXL(build_tiny_sdxl(), "tiny")
     encoded = EncodedPrompts(model)
     empty = model.encode_prompts([""])
-    assert NULL.packed(model, encoded).eq(0).all() and torch.equal(NULL.starting_point(model, encoded), empty)
-    assert torch.equal(Negative("ugly").packed(model, encoded), model.encode_prompts(["ugly"]))
+    assert NULL.packed(encoded).eq(0).all() and torch.equal(NULL.starting_point(model, encoded), empty)
+    assert torch.equal(Negative("ugly").packed(encoded), model.encode_prompts(["ugly"]))
     own = Negative(embedding=torch.randn_like(empty))
-    assert own.packed(model, encoded) is own.embedding and own.starting_point(model, encoded) is own.embedding
+    assert own.packed(encoded) is own.embedding and own.starting_point(model, encoded) is own.embedding

@@ -60,7 +60,10 @@ class EvaluateWorker(ChunkWorker[ImageToMake]):
             waiting.update(dict.fromkeys(item.id for item in batch))
             self._note(list(waiting))
 
-        for row in self._maker.rows(items, about_to):
+        def about_to_read(batch: Sequence[ImageToMake]) -> None:
+            self._note([*waiting, *(item.id for item in batch)])
+
+        for row in self._maker.rows(items, about_to, about_to_read):
             unwritten.append(row)
             if len(unwritten) < len(waiting):
                 continue  # the batch's other rows are there too

@@ -118,12 +118,14 @@ def _gallery_images(job: TuningJob, prompts: Sequence[str]) -> dict[str, Tensor]
     encoded = EncodedPrompts(model)
     with PromptEmbeddings.open(job.root) as embeddings:
         own = embeddings.batch(prompts)
-    negatives = {
-        "null": model.null_embedding(),
-        "handwritten": encoded([job.config.prompts.handwritten[0]]),
-        "global": as_stored(job.initial.starting_point(model, encoded)),
-        "prompt": own,
-    }
+    with model.encoding():
+        encoded.prepare(prompts)
+        negatives = {
+            "null": encoded.null(),
+            "handwritten": encoded([job.config.prompts.handwritten[0]]),
+            "global": as_stored(job.initial.starting_point(model, encoded)),
+            "prompt": own,
+        }
     pairs = [Pair(prompt, tuning_seeds(job.config, prompt)[1][0]) for prompt in prompts]
     size = job.config.validation.batch_size
     return {

@@ -11,6 +11,7 @@ from renege_ray.method.embedding import EmbeddingMetadata
 from renege_ray.models.base import TextToImage
 from renege_ray.models.load import load_model
 from renege_ray.prompts.sources import source_label
+from renege_ray.rewards.base import prepare_texts
 from renege_ray.sampling.encoded_prompts import EncodedPrompts
 from renege_ray.sampling.negative import Negative
 from renege_ray.sampling.run_rewards import Rewards
@@ -37,11 +38,12 @@ class PromptWorker(ChunkWorker[PromptToTune]):
     def _load(self) -> None:
         config, device = self._config, worker_device(self._config.cluster)
         self._model: TextToImage = load_model(config.model, device)
-        encoded = EncodedPrompts(self._model, capacity=1000)  # a prompt is needed for as long as it has a slot
-        rewards = Rewards.load(config.rewards, device)
-        initial = self._job.initial.starting_point(self._model, encoded)
+        self._encoded = encoded = EncodedPrompts(self._model, capacity=1000)  # a prompt is needed while it has a slot
+        self._rewards = rewards = Rewards.load(config.rewards, device)
+        with self._model.encoding():
+            initial = self._job.initial.starting_point(self._model, encoded)
+            self._scores = PromptScores(config, self._model, rewards, initial, encoded)
         self._tuner = PromptTuner(config, self._model, rewards, initial, encoded)
-        self._scores = PromptScores(config, self._model, rewards, initial, encoded)
         metadata = EmbeddingMetadata(
             text_encoder_hash=self._model.text_encoder_hash,
             text_encoder=self._model.text_encoder_name,
@@ -62,6 +64,7 @@ class PromptWorker(ChunkWorker[PromptToTune]):
         """Tune, score, and write rows."""
         finished: list[TunedPrompt] = []
         known = {prompt.prompt: prompt for prompt in items}
+        self._read_texts(items)
 
         def goes_on(present: Sequence[str]) -> bool:
             unwritten = [tuned.prompt for tuned in finished]
@@ -75,6 +78,16 @@ class PromptWorker(ChunkWorker[PromptToTune]):
                 finished.clear()
         if finished:
             self._write(finished, known)
+
+    def _read_texts(self, items: Sequence[PromptToTune]) -> None:
+        """Encode the prompts of a chunk together: then the text encoders need not be moved for each of them."""
+        slots, scorers = self._config.tuning.slots, self._rewards.scorers()
+        with self._model.encoding():
+            for start in range(0, len(items), slots):
+                some = items[start : start + slots]
+                self._note([item.id for item in some])
+                self._encoded.prepare(item.prompt for item in some)
+        prepare_texts(scorers, (item.prompt for item in items))
 
     def _write(self, finished: Sequence[TunedPrompt], known: dict[str, PromptToTune]) -> None:
         started = time.monotonic()

@@ -6,7 +6,7 @@ from typing import TypeVar
 import ray.train
 import torch
 import torch.distributed
-from ray.train.collective import broadcast_from_rank_zero
+from ray.train.collective import barrier, broadcast_from_rank_zero
 from torch import Tensor
 
 from renege_ray.cluster.training.checkpoints import CheckpointStore
@@ -24,6 +24,7 @@ def load_together(load: Callable[[], T], workers: Workers) -> T | str:
         loaded = load()
     except UserError as error:
         problem = str(error)
+    workers.meet()
     # A rank that left alone would leave the others waiting for it in their next sum.
     failed = int(workers.all_sum(torch.tensor([float(bool(problem))], dtype=torch.float64)))
     if failed or loaded is None:
@@ -41,7 +42,8 @@ def final_reason(error: Exception) -> str:
 def this_worker() -> Workers:
     """The place of this process in its Ray Train group."""
     context = ray.train.get_context()
-    return Workers(context.get_world_rank(), context.get_world_size(), all_sum)
+    # Ray's barrier knows no timeout; in a sum, torch counts from when the first rank has come.
+    return Workers(context.get_world_rank(), context.get_world_size(), all_sum, barrier)
 
 
 def checkpoint_of_rank_zero(store: CheckpointStore, workers: Workers) -> TrainingState | None:

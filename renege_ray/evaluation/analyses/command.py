@@ -71,7 +71,7 @@ def main(argv: Sequence[str], say: Callable[[str], None] = say) -> None:
     encoded = EncodedPrompts(model)
     handwritten = getattr(given, "handwritten", None) or config.prompts.handwritten[0]
     label = given.embedding if negative.embedding is None else "learned"
-    subject = Subject(config, model, encoded, negative.packed(model, encoded), label, handwritten, prompts, given, say)
+    subject = Subject(config, model, encoded, negative.packed(encoded), label, handwritten, prompts, given, say)
     with hold(config.output_dir):
         folder = make_output_dir(config.output_dir)
         findings: Findings = analysis.module.analyse(subject)
