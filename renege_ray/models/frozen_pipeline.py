@@ -73,7 +73,8 @@ class FrozenPipeline(ABC):
         """Take over a pipeline.
 
         Args:
-            pipeline: with float32 or float16 weights: the encoders' hash is taken before they are cast.
+            pipeline: with its encoders' weights in float32 or float16, or as their files have them: the hash is taken
+                before they are cast.
             name: what to call it.
             dtype: what the networks compute in. Latents and the scheduler's arithmetic stay float32.
             device: where to compute. Text encoders are there only while they are used (see `encoding`).

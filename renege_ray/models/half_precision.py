@@ -6,6 +6,7 @@ float32.) So a gradient is multiplied by a power of two where it enters a float1
 it leaves: exact, since a gradient is linear in that from which it comes, and a power of two rounds nothing.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -87,8 +88,13 @@ def stored_dtype(module: torch.nn.Module, dtype: torch.dtype) -> torch.dtype:
     too large for float32 on the GPUs in question, and slow in an emulated bfloat16 it reads each prompt once.
     """
     config = getattr(module, "config", None)
-    if dtype != torch.float16 or config is None:
+    return kept_dtype(dtype, {name: getattr(config, name, None) for name in ("force_upcast", "model_type")})
+
+
+def kept_dtype(dtype: torch.dtype, config: Mapping[str, Any]) -> torch.dtype:
+    """`stored_dtype` by what a network's configuration file says."""
+    if dtype != torch.float16:
         return dtype
-    if getattr(config, "force_upcast", False):
+    if config.get("force_upcast"):
         return torch.float32
-    return torch.bfloat16 if getattr(config, "model_type", "") == "t5" else dtype
+    return torch.bfloat16 if config.get("model_type") == "t5" else dtype

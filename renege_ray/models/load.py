@@ -56,7 +56,7 @@ def identify_text_encoder(config: ModelConfig) -> TextEncoderIdentity:
 
     folder = find_folder(config)
     family = check_family(folder, config.id)
-    pipeline, _ = load_pipeline(config, text_only=config.lora is None)
+    pipeline, _ = load_pipeline(config, text_only=config.lora is None, dtype=torch.float32)
     parts = SimpleNamespace(**(pipeline.components | {family.DENOISER: read_denoiser(folder, family.DENOISER)}))
     return identify(pipeline, family.chosen_layout(parts, config.negative_tokens))
 
@@ -75,16 +75,10 @@ def load_model(config: ModelConfig, device: torch.device | str | None = None) ->
     from renege_ray.models.loading.hub import load_pipeline
 
     device = torch.device(device or default_device())
-    pipeline, name = load_pipeline(config)
+    dtype = choose_dtype(config.dtype, device)
+    pipeline, name = load_pipeline(config, dtype=dtype)
     family = FAMILIES[type(pipeline).__name__]
-    return family(
-        pipeline,
-        name,
-        dtype=choose_dtype(config.dtype, device),
-        device=device,
-        compile=config.compile,
-        **family.options(config),
-    )
+    return family(pipeline, name, dtype=dtype, device=device, compile=config.compile, **family.options(config))
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:

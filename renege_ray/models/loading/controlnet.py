@@ -38,8 +38,8 @@ def check_control(config: ModelConfig, folder: Path) -> None:
         ControlImages.read(config.control)
 
 
-def add_controlnet(pipeline: Any, controlnet: str) -> StableDiffusionControlNetPipeline:
-    """The pipeline with a ControlNet, in float32.
+def add_controlnet(pipeline: Any, controlnet: str, dtype: torch.dtype) -> StableDiffusionControlNetPipeline:
+    """The pipeline with a ControlNet, which is read in `dtype`.
 
     Raises:
         UserError: it cannot be found or read, or it is not for this model.
@@ -51,7 +51,7 @@ def add_controlnet(pipeline: Any, controlnet: str) -> StableDiffusionControlNetP
             path if path.is_dir() else controlnet,
             use_safetensors=True,
             local_files_only=path.is_dir(),
-            torch_dtype=torch.float32,
+            torch_dtype=dtype,
         )
     for name in ("cross_attention_dim", "block_out_channels", "in_channels"):
         has, wanted = getattr(network.config, name), getattr(pipeline.unet.config, name)
