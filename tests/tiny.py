@@ -24,6 +24,8 @@ from diffusers import (
     TextToVideoSDPipeline,
     UNet2DConditionModel,
     UNet3DConditionModel,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
 )
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
@@ -34,6 +36,9 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3Model,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
@@ -163,6 +168,34 @@ def build_tiny_sd3(*, seed: int = 0, t5: bool = True, **scheduler: Any) -> Stabl
     return _seeded(build, seed)
 
 
+def build_tiny_z_image(*, seed: int = 0, **scheduler: Any) -> ZImagePipeline:
+    """Z-Image: Qwen3 (24 wide) with a chat template. `scheduler` overrides its configuration."""
+
+    def build() -> ZImagePipeline:
+        tokenizer = _qwen_tokenizer()
+        encoder = Qwen3Config(
+            vocab_size=len(tokenizer), hidden_size=24, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2,
+            num_key_value_heads=1, head_dim=8, max_position_embeddings=1024, pad_token_id=tokenizer.pad_token_id,
+            initializer_range=0.5,
+        )  # fmt: skip
+        transformer = ZImageTransformer2DModel(
+            in_channels=16, dim=32, n_layers=2, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=24,
+            axes_dims=[4, 6, 6], axes_lens=[1024, 64, 64],
+        )  # fmt: skip
+        for weight in (transformer.x_pad_token, transformer.cap_pad_token):
+            torch.nn.init.normal_(weight, std=0.5)
+        return ZImagePipeline(
+            text_encoder=Qwen3Model(encoder),
+            tokenizer=tokenizer,
+            transformer=transformer,
+            vae=_vae(latent_channels=16, scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False,
+                     use_post_quant_conv=False),
+            scheduler=FlowMatchEulerDiscreteScheduler(**{"shift": 6.0, **scheduler}),
+        )  # fmt: skip
+
+    return _seeded(build, seed)
+
+
 def build_tiny_controlnet(*, seed: int = 0) -> StableDiffusionControlNetPipeline:
     """Stable Diffusion with a ControlNet, whose zero convolutions are as after training: not zero."""
 
@@ -242,6 +275,18 @@ def _clip_tokenizer(**options: Any) -> CLIPTokenizer:
     words = ["<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters)]
     vocabulary = {word: i for i, word in enumerate(words)}
     return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=TINY_LENGTH, **options)
+
+
+def _qwen_tokenizer() -> Qwen2Tokenizer:
+    """Every byte is a token; a chat template as Qwen3 has it."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {word: i for i, word in enumerate(["<|endoftext|>", "<|im_start|>", "<|im_end|>", *letters])}
+    tokenizer = Qwen2Tokenizer(vocab=vocabulary, merges=[], extra_special_tokens=["<|im_start|>", "<|im_end|>"])
+    tokenizer.chat_template = (
+        "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    return tokenizer
 
 
 def _t5_tokenizer() -> T5Tokenizer:

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from renege_ray.embeddings.negative_embedding import NegativeEmbedding
+from renege_ray.embeddings.negative_embedding import NegativeEmbedding, pipeline_arguments
 from renege_ray.embeddings.prompt_index import PromptIndex
 from renege_ray.embeddings.tables import find_table
 from renege_ray.errors import UserError, first_line
@@ -157,7 +157,7 @@ class PromptEmbeddings:
 
     def for_pipeline(
         self, pipe: Any, prompts: str | Sequence[str], *, tokens: int | None = None, text_encoder: str | None = None
-    ) -> dict[str, Tensor | None]:
+    ) -> dict[str, Any]:
         """The keyword arguments for a diffusers pipeline that is called with these prompts, as
         `NegativeEmbedding.for_pipeline` gives them, each prompt with its own negative.
 
@@ -165,18 +165,12 @@ class PromptEmbeddings:
             UserError: the pipeline has another text encoder; or as for `match`.
         """
         packed = self.batch([prompts] if isinstance(prompts, str) else prompts)
-        first = NegativeEmbedding(self.layout.unpack(packed[:1]), self.metadata)
-        arguments = first.for_pipeline(pipe, prompts, tokens=tokens, text_encoder=text_encoder)
-        for name, tensor in self.layout.unpack(packed).items():
-            same = arguments[name]  # the first embedding in every row: of the right size, dtype and device
-            assert same is not None
-            windows = same.shape[1] // tensor.shape[1]
-            arguments[name] = tensor.repeat(1, windows, *[1] * (tensor.ndim - 2)).to(same)
-        return arguments
+        NegativeEmbedding(self.layout.unpack_negative(packed[:1]), self.metadata).check_pipeline(pipe, text_encoder)
+        return pipeline_arguments(pipe, self.layout.unpack_negative(packed), prompts, tokens)
 
     def check_fits(self, shapes: Mapping[str, tuple[int, ...]], text_encoder_hash: str, text_encoder: str) -> None:
         """Check that the embeddings belong to a text encoder; see `NegativeEmbedding.check_fits`."""
-        first = NegativeEmbedding(self.layout.unpack(self[next(iter(self.prompts))]), self.metadata)
+        first = NegativeEmbedding(self.layout.unpack_negative(self[next(iter(self.prompts))]), self.metadata)
         first.check_fits(shapes, text_encoder_hash, text_encoder)
 
     def close(self) -> None:

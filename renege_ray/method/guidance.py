@@ -12,6 +12,7 @@ Equation numbers are those of the ReNeg paper.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from renege_ray.method.schedule import factor
@@ -27,7 +28,7 @@ class Guidance:
         plain (the paper)                      w_i = w,                  r(u, e_c) = u
         e = e_c + g (e_c - e_n)                w_i = g + 1
         an interval of steps, two scales       w_i differs; w_i = 1 is no guidance: u = e_c
-        a rescaled result                      r, which leaves e_c as it is: r(e_c, e_c) = e_c
+        a rescaled result                      r, at steps with guidance
 
     The way back to n goes through e_n:
 
@@ -53,7 +54,10 @@ class Guidance:
         """
         w = factor(self.scale, step, noise_prompt) if isinstance(self.scale, Tensor) else self.scale
         guided = guide(noise_negative, noise_prompt, w)
-        return guided if self.rescale is None else self.rescale(guided, noise_prompt)
+        if self.rescale is None:
+            return guided
+        rescaled = self.rescale(guided, noise_prompt)
+        return torch.where(w == 1, guided, rescaled) if isinstance(w, Tensor) else rescaled
 
     def at(self, step: int) -> float:
         """w_i."""

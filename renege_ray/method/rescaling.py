@@ -1,6 +1,6 @@
 """What pipelines do to a guided output u so that it is not larger than the prompt's own, e_c: the r of `Guidance`.
 
-Each leaves e_c as it is, and has its derivative by autograd. With s = |e_c| / |u|, and u^ = u / |u|:
+Each has its derivative by autograd. With s = |e_c| / |u|, and u^ = u / |u|:
 
     match_norm       r = s u                       dr/du = s (1 - u^ u^T)         only the direction is learned
     match_deviation  r = p k u + (1 - p) u         dr/du = p k (1 - u z^T) + 1 - p

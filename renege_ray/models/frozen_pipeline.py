@@ -131,10 +131,10 @@ class FrozenPipeline(ABC):
     def chosen_layout(cls, pipeline: Any, negative_tokens: int | None) -> EmbeddingLayout:
         """The same with as many tokens as a configuration says. UserError where the family leaves it no choice."""
         layout = cls.layout(pipeline, negative_tokens)
-        if negative_tokens not in (None, layout.tokens):
+        if negative_tokens not in (None, layout.negative_tokens):
             raise UserError(
-                f"model.negative_tokens: {negative_tokens}, but a negative of {cls.PIPELINE} has {layout.tokens} "
-                "tokens; leave it out"
+                f"model.negative_tokens: {negative_tokens}, but a negative of {cls.PIPELINE} has "
+                f"{layout.negative_tokens} tokens; leave it out"
             )
         return layout
 
@@ -219,6 +219,16 @@ class FrozenPipeline(ABC):
     def call_arguments(cls, pipeline: Any, prompts: str | Sequence[str] | None, tokens: int) -> dict[str, Any]:
         """What the call of the family's pipeline needs besides these prompts and a negative of so many tokens."""
         return {}
+
+    @classmethod
+    def negative_arguments(cls, tensors: dict[str, Tensor]) -> dict[str, Any]:
+        """The tensors of a negative, with a row for each prompt, as the call of the family's pipeline takes them."""
+        return dict(tensors)
+
+    @classmethod
+    def distilled(cls, denoiser: Mapping[str, Any], scheduler: Mapping[str, Any]) -> str:
+        """What in the configurations of its parts says that a model's guidance is distilled; empty if nothing does."""
+        return ""
 
     @abstractmethod
     def count_truncated(self, prompts: Sequence[str]) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_MADE_IN_BFLOAT16 = ("t5", "umt5", "qwen3", "qwen2_5_vl", "gemma2")
 _LARGEST_EXPONENT = 126  # of a scale in float32
 
 
@@ -84,8 +85,9 @@ def _of_rows(scale: Tensor, x: Tensor) -> Tensor:
 def stored_dtype(module: torch.nn.Module, dtype: torch.dtype) -> torch.dtype:
     """What a network of a model that computes in `dtype` is kept in: where it overflows in float16, something wider.
 
-    Some decoders do (SDXL's), which is why diffusers keeps them in float32, too. T5 does in its residual stream; it is
-    too large for float32 on the GPUs in question, and slow in an emulated bfloat16 it reads each prompt once.
+    Some decoders do (SDXL's), which is why diffusers keeps them in float32, too. T5 and language models do in their
+    residual streams; they are too large for float32 on the GPUs in question, and slow in an emulated bfloat16 they
+    read each prompt once.
     """
     config = getattr(module, "config", None)
     return kept_dtype(dtype, {name: getattr(config, name, None) for name in ("force_upcast", "model_type")})
@@ -97,4 +99,4 @@ def kept_dtype(dtype: torch.dtype, config: Mapping[str, Any]) -> torch.dtype:
         return dtype
     if config.get("force_upcast"):
         return torch.float32
-    return torch.bfloat16 if config.get("model_type") == "t5" else dtype
+    return torch.bfloat16 if config.get("model_type") in _MADE_IN_BFLOAT16 else dtype

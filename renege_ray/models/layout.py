@@ -7,12 +7,15 @@ families know what is in it:
     pooled       (B, P)      one vector for the whole text (SDXL)         further rows of D numbers, zeros at the end
     mask         (B, L)      which tokens are attended to (PixArt)        one further column
 
+Where texts are of any length (Z-Image), L is the most that a text may have, and a learned negative has
+`learned_tokens`, which come first: the rows behind are zeros that are not attended to, and are not stored.
+
 No gradient reaches the zeros and the mask: nothing is computed from the former, and the latter is only compared.
 The tensors' names are those of diffusers' keyword arguments, as in `renege_ray.method.embedding`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -33,6 +36,18 @@ class EmbeddingLayout:
     """P, or 0 where there is no pooled embedding."""
     masked: bool = False
     """Whether there is an attention mask."""
+    learned_tokens: int = 0
+    """Of a learned negative, where that is free; 0 where it is L."""
+
+    @property
+    def negative_tokens(self) -> int:
+        """How many tokens a learned negative has."""
+        return self.learned_tokens or self.tokens
+
+    def fitting(self, tensors: Mapping[str, Tensor]) -> "EmbeddingLayout":
+        """The same for a negative of as many tokens as these tensors have, where that is free and there is room."""
+        tokens = tensors[PROMPT_EMBEDS].shape[1]
+        return replace(self, learned_tokens=tokens) if self.learned_tokens and tokens <= self.tokens else self
 
     @property
     def packed_shape(self) -> tuple[int, int]:
@@ -42,16 +57,16 @@ class EmbeddingLayout:
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of each tensor of one negative, by name."""
-        shapes: dict[str, tuple[int, ...]] = {PROMPT_EMBEDS: (1, self.tokens, self.width)}
+        shapes: dict[str, tuple[int, ...]] = {PROMPT_EMBEDS: (1, self.negative_tokens, self.width)}
         if self.pooled_width:
             shapes[POOLED_EMBEDS] = (1, self.pooled_width)
         if self.masked:
-            shapes[ATTENTION_MASK] = (1, self.tokens)
+            shapes[ATTENTION_MASK] = (1, self.negative_tokens)
         return shapes
 
     def describe(self) -> str:
         """The sizes, for people."""
-        parts = [f"{self.tokens} tokens x {self.width}"]
+        parts = [f"{self.negative_tokens} tokens x {self.width}"]
         if self.pooled_width:
             parts.append(f"pooled {self.pooled_width}")
         if self.masked:
@@ -68,6 +83,7 @@ class EmbeddingLayout:
             mask = tensors.get(ATTENTION_MASK)
             column = torch.ones_like(packed[..., 0]) if mask is None else mask.to(packed)
             packed = torch.cat([packed, column[..., None]], dim=-1)
+            packed = pad(packed, (0, 0, 0, self.tokens - packed.shape[1]))
         if self.pooled_width:
             pooled = tensors[POOLED_EMBEDS].float()
             numbers = pad(pooled, (0, self._pooled_rows * self.width - self.pooled_width))
@@ -88,6 +104,12 @@ class EmbeddingLayout:
         if self.masked:
             tensors[ATTENTION_MASK] = (states[..., -1] > 0).long()
         return tensors
+
+    def unpack_negative(self, packed: Tensor) -> dict[str, Tensor]:
+        """The same of a negative that was learned, without the rows behind it: as it is stored."""
+        tensors = self.unpack(packed)
+        by_token = tensors.keys() & {PROMPT_EMBEDS, ATTENTION_MASK}
+        return tensors | {name: tensors[name][:, : self.negative_tokens] for name in by_token}
 
     @property
     def _pooled_rows(self) -> int:

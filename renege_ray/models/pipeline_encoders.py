@@ -17,8 +17,10 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from renege_ray.errors import UserError
+from renege_ray.models.folder import INDEX, read_json
 from renege_ray.models.text_encoder import (
     ENCODERS,
+    bare,
     describe_encoder,
     hash_text_encoders,
     hash_weights,
@@ -133,23 +135,29 @@ def _hash_of_files(folders: list[Path]) -> str:
     return join_hashes(hashes) if hashes else ""
 
 
+def _class_of(folder: Path, config: Any) -> str:
+    """What a pipeline loads the encoder as; its own configuration may name the same with a language model's head."""
+    index = folder.parent / INDEX
+    named = read_json(index).get(folder.name) if index.is_file() else None
+    return str(named[1] if named else config.architectures[0])
+
+
 def _hash_of_folder(folder: Path) -> str:
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     with torch.device("meta"):
-        names = [name for name, _ in getattr(transformers, config.architectures[0])(config).named_parameters()]
+        names = [name for name, _ in getattr(transformers, _class_of(folder, config))(config).named_parameters()]
     files = sorted(folder.glob("*.safetensors"))
     plain = [file for file in files if len(file.suffixes) == 1]
-    owner: dict[str, Path] = {}
+    owner: dict[str, tuple[Path, str]] = {}
     for file in plain or files:
         with safe_open(file, "pt") as opened:
-            owner |= {name.removeprefix("text_model."): file for name in opened.keys()}  # noqa: SIM118 (no mapping)
+            owner |= {bare(name): (file, name) for name in opened.keys()}  # noqa: SIM118 (no mapping)
 
     def weight(name: str) -> Tensor:
-        short = name.removeprefix("text_model.")
-        short = short if short in owner else _TIED[short]
-        with safe_open(owner[short], "pt") as opened:
-            stored = set(opened.keys())
-            found: Tensor = opened.get_tensor(short if short in stored else f"text_model.{short}")
+        short = bare(name)
+        file, stored = owner[short if short in owner else _TIED[short]]
+        with safe_open(file, "pt") as opened:
+            found: Tensor = opened.get_tensor(stored)
             return found
 
     return hash_weights(config, names, weight)

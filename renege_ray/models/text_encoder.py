@@ -29,6 +29,18 @@ CONFIG_KEYS = {
         "num_hidden_layers",
         "vocab_size",
     ),
+    "qwen3": (
+        "head_dim",
+        "hidden_act",
+        "hidden_size",
+        "intermediate_size",
+        "model_type",
+        "num_attention_heads",
+        "num_hidden_layers",
+        "num_key_value_heads",
+        "rms_norm_eps",
+        "vocab_size",
+    ),
     "t5": (
         "d_ff",
         "d_kv",
@@ -194,8 +206,8 @@ def hash_text_encoder(text_encoder: torch.nn.Module) -> str:
     configuration.
 
     Weights are rounded to float16 first, so that the float32 and the float16 files of one encoder have the
-    same hash. Names count without `text_model.`, a prefix that comes and goes with the version of
-    transformers.
+    same hash. Names count without `text_model.` and `model.`, prefixes that come and go with the version of
+    transformers and with the head of a language model.
     """
     kind = _kind(text_encoder.config)
     state = (kind, [(weight.data_ptr(), weight._version, weight.dtype) for weight in text_encoder.parameters()])
@@ -208,12 +220,17 @@ def hash_text_encoder(text_encoder: torch.nn.Module) -> str:
 def hash_weights(config: Any, names: Iterable[str], weight: Callable[[str], torch.Tensor]) -> str:
     """The same of weights that come one at a time, so that they need not all be in memory."""
     digest = hashlib.sha256(_kind(config).encode())
-    short = {name.removeprefix("text_model."): name for name in names}
+    short = {bare(name): name for name in names}
     for name in sorted(short):
         half = weight(short[name]).detach().to("cpu", torch.float16).contiguous()
         digest.update(f"{name} {tuple(half.shape)}".encode())
         digest.update(half.numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def bare(name: str) -> str:
+    """The name of a weight without the prefixes that come and go."""
+    return name.removeprefix("text_model.").removeprefix("model.")
 
 
 def _kind(config: Any) -> str:
@@ -227,5 +244,5 @@ _HASHES: WeakKeyDictionary[torch.nn.Module, tuple[object, str]] = WeakKeyDiction
 
 def describe_encoder(encoder: Any) -> str:
     """An encoder in a few words: its class and sizes."""
-    config = encoder.config
+    config = getattr(encoder.config, "text_config", encoder.config)  # of a model that sees images, too
     return f"{type(encoder).__name__} ({config.num_hidden_layers} layers of width {config.hidden_size})"

@@ -81,8 +81,9 @@ def read_negative(kind: str, value: str, config: RunConfig, encoder: Encoder) ->
     if kind == "global":
         embedding = NegativeEmbedding.load(value)
         identity = encoder()
-        embedding.check_fits(identity.layout.shapes, identity.hash, identity.name)
-        return Negative(embedding=identity.layout.pack(embedding.tensors))
+        layout = identity.layout.fitting(embedding.tensors)
+        embedding.check_fits(layout.shapes, identity.hash, identity.name)
+        return Negative(embedding=layout.pack(embedding.tensors))
     if not is_unicode(value):
         raise UserError(f"the negative prompt {value!r} is not UTF-8; give it from a terminal or a script that is")
     if kind == "handwritten":

@@ -111,7 +111,7 @@ def write_results(config: RunConfig, facts: ModelFacts, state: TrainingState, te
 
 def save_embedding(path: Path, embedding: Tensor, config: RunConfig, facts: ModelFacts, step: int) -> None:
     """Write an embedding (1, L, D) that this run has learned after `step` updates, rounded to the storage type."""
-    tensors = facts.layout.unpack(embedding.to(STORAGE_DTYPE))
+    tensors = facts.layout.unpack_negative(embedding.to(STORAGE_DTYPE))
     NegativeEmbedding(tensors, metadata_of(config, facts, step)).save(path)
 
 

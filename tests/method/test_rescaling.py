@@ -76,3 +76,13 @@ def test_a_limit_scales_down_and_never_up() -> None:
         found = Guidance(3.0, partial(limit_norm, most=most))(e_n, e_c, 0).flatten(1).norm(dim=1)
         free = Guidance(3.0)(e_n, e_c, 0).flatten(1).norm(dim=1)
         torch.testing.assert_close(found, torch.minimum(free, most * e_c.flatten(1).norm(dim=1)))
+
+
+@pytest.mark.parametrize("name", RESCALES)
+def test_steps_without_guidance_are_not_rescaled(name: str) -> None:
+    """There pipelines leave e_c as it is, also where it would be limited to less."""
+    e_n, e_c = outputs()
+    guidance = Guidance(torch.tensor([3.0, 1.0], dtype=torch.float64), RESCALES[name])
+    torch.testing.assert_close(guidance(e_n, e_c, 1), e_c)
+    rows = guidance(e_n, e_c, torch.tensor([0, 1]))
+    torch.testing.assert_close(rows, torch.stack([guidance(e_n, e_c, 0)[0], e_c[1]]))

@@ -10,13 +10,14 @@ from renege_ray.models.families.pixart_alpha import PixArtAlpha
 from renege_ray.models.families.stable_diffusion import StableDiffusion
 from renege_ray.models.families.stable_diffusion_3 import StableDiffusion3
 from renege_ray.models.families.stable_diffusion_xl import StableDiffusionXL
+from renege_ray.models.families.z_image import ZImage
 from renege_ray.models.frozen_convolution import freeze_convolutions
 from tests.models.live_memory import LiveMemory
 from tests.models.true_sizes import CHANNELS, SIDES, decoder, denoise, denoiser_of
 
 FAMILIES = {
     "SD1.5": StableDiffusion, "SD2.1": StableDiffusion, "SDXL": StableDiffusionXL, "PixArt": PixArtAlpha,
-    "SD3.5": StableDiffusion3,
+    "SD3.5": StableDiffusion3, "Z-Image": ZImage,
 }  # fmt: skip
 
 
@@ -56,7 +57,7 @@ def counted(name: str, part: str, saving: bool, batch: int) -> float:
     [
         ("SD1.5", False, 1), ("SD1.5", False, 16), ("SD1.5", True, 4), ("SD2.1", False, 4),
         ("SDXL", False, 4), ("SDXL", True, 1), ("PixArt", False, 16), ("PixArt", True, 4),
-        ("SD3.5", False, 2), ("SD3.5", True, 2),
+        ("SD3.5", False, 2), ("SD3.5", True, 2), ("Z-Image", False, 1), ("Z-Image", True, 2),
     ],
 )  # fmt: skip
 @pytest.mark.slow

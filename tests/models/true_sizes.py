@@ -3,7 +3,13 @@
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, PixArtTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    PixArtTransformer2DModel,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+    ZImageTransformer2DModel,
+)
 from torch import Tensor, nn
 
 BLOCKS_4 = {
@@ -34,8 +40,8 @@ UNETS: dict[str, dict[str, Any]] = {
         "projection_class_embeddings_input_dim": 2816,
     },
 }
-SIDES = {"SD1.5": 64, "SD2.1": 96, "SDXL": 128, "PixArt": 64, "SD3.5": 128}
-CHANNELS = dict.fromkeys(SIDES, 4) | {"SD3.5": 16}
+SIDES = {"SD1.5": 64, "SD2.1": 96, "SDXL": 128, "PixArt": 64, "SD3.5": 128, "Z-Image": 128}
+CHANNELS = dict.fromkeys(SIDES, 4) | {"SD3.5": 16, "Z-Image": 16}
 
 
 def denoiser_of(name: str) -> nn.Module:
@@ -52,6 +58,8 @@ def denoiser_of(name: str) -> nn.Module:
             caption_projection_dim=1536, pooled_projection_dim=2048, pos_embed_max_size=384, qk_norm="rms_norm",
             dual_attention_layers=tuple(range(13)), in_channels=16, out_channels=16, patch_size=2,
         )  # fmt: skip
+    if name == "Z-Image":
+        return ZImageTransformer2DModel()  # type: ignore[no-any-return]
     return UNet2DConditionModel(**UNETS[name])  # type: ignore[no-any-return]
 
 
@@ -71,6 +79,10 @@ def denoise(name: str, network: nn.Module, latents: Tensor) -> tuple[Tensor, Ten
     """An output for a batch of latents, and the negative that it is a function of."""
     count, tokens = len(latents), {"PixArt": 120, "SD3.5": 333}.get(name, 77)
     width = UNETS[name]["cross_attention_dim"] if name in UNETS else 4096
+    if name == "Z-Image":
+        n = torch.zeros(count, 64, 2560, dtype=latents.dtype, requires_grad=True)
+        x, t = list(latents.unsqueeze(2).unbind()), torch.zeros(count, dtype=latents.dtype)
+        return torch.stack(network(x, t, list(n.unbind()), return_dict=False)[0]).squeeze(2), n
     n = torch.zeros(count, tokens, width, dtype=latents.dtype, requires_grad=True)
     t = torch.zeros(count, dtype=torch.int64)
     named: dict[str, Any] = {}

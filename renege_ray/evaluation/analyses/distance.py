@@ -57,7 +57,7 @@ def analyse(subject: Subject) -> Findings:
 
 def _rows(layout: EmbeddingLayout, embedding: Tensor) -> dict[str, Tensor]:
     """The tokens (L, D) and, where there is one, the pooled embedding (1, P) of a packed embedding."""
-    tensors = layout.unpack(embedding)
+    tensors = layout.unpack_negative(embedding)
     rows = {PROMPT_EMBEDS: tensors[PROMPT_EMBEDS][0]}
     return rows | ({POOLED_EMBEDS: tensors[POOLED_EMBEDS]} if POOLED_EMBEDS in tensors else {})
 

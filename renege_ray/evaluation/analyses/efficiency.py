@@ -127,7 +127,7 @@ def measure_efficiency(
             squares[name].append(sum(map(_square, of_b)) / len(pairs))
         squares[WEIGHTS].append(sum(map(_square, of_weights.values())) / len(pairs))
 
-    of_embedding = model.embedding_layout.unpack(embedding)
+    of_embedding = model.embedding_layout.unpack_negative(embedding)
     numbers: dict[str, list[Tensor]] = {WEIGHTS: list(weights.values())}
     numbers["n"] = [tensor for name, tensor in of_embedding.items() if name != ATTENTION_MASK]
     numbers |= {name: _start(projections, factors) for name, factors in loras.items()}

@@ -13,6 +13,7 @@ from renege_ray.models.families.stable_diffusion_3 import StableDiffusion3
 from renege_ray.models.families.stable_diffusion_controlnet import StableDiffusionControlNet
 from renege_ray.models.families.stable_diffusion_xl import StableDiffusionXL
 from renege_ray.models.families.text_to_video import TextToVideo
+from renege_ray.models.families.z_image import ZImage
 from renege_ray.models.folder import INDEX, name_of, read_json
 from renege_ray.models.frozen_pipeline import FrozenPipeline
 from renege_ray.models.text_encoder import ENCODERS
@@ -23,6 +24,7 @@ FAMILIES: dict[str, type[FrozenPipeline]] = {
         StableDiffusion,
         StableDiffusionXL,
         StableDiffusion3,
+        ZImage,
         PixArtAlpha,
         StableDiffusionControlNet,
         TextToVideo,
@@ -110,6 +112,8 @@ def _sign_of_distillation(folder: Path, kind: str) -> str:
         return f"time_cond_proj_dim in {denoiser.parent.name}/{denoiser.name}: the guidance scale is an input"
     file = folder / "scheduler" / "scheduler_config.json"
     scheduler = read_json(file) if file.is_file() else {}
+    if sign := FAMILIES[kind].distilled(config, scheduler):
+        return sign
     sampler = scheduler.get("_class_name")
     turbo = (
         sampler in _TURBO_SAMPLERS
