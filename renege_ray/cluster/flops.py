@@ -72,10 +72,13 @@ class ShapedModel:
         return prod(self.model.latent_shape[1:-2])
 
     def numbers(self) -> int:
-        """Of all networks' weights, the text encoders' among them."""
-        networks = [self.model.denoiser, self.decoder, *read_encoders(self.folder)]
-        networks += [getattr(self.model.pipeline, "controlnet", torch.nn.Identity())]
-        return sum(weight.numel() for network in networks for weight in network.parameters())
+        """Of the weights of the networks that compute on images."""
+        controlnet = getattr(self.model.pipeline, "controlnet", torch.nn.Identity())
+        return _numbers(self.model.denoiser, self.decoder, controlnet)
+
+    def encoder_numbers(self) -> int:
+        """Of the weights of the text encoders, which are on an accelerator only while they read prompts."""
+        return _numbers(*read_encoders(self.folder))
 
     def denoiser_flops(self) -> BothWays:
         """Of one image, or video, in one branch of the guidance; back to the negative."""
@@ -90,6 +93,10 @@ class ShapedModel:
         latents = (1, self.model.latent_shape[0], *self.model.latent_shape[-2:])
         forward, backward = _both_ways(lambda x: self.decoder.decode(x, return_dict=False)[0], latents)
         return self.frames * forward, self.frames * backward
+
+
+def _numbers(*networks: torch.nn.Module) -> int:
+    return sum(weight.numel() for network in networks for weight in network.parameters())
 
 
 def reward_flops(names: Iterable[str], frames: int = 1) -> BothWays:

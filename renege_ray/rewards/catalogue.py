@@ -43,7 +43,11 @@ class RewardFacts:
     gflop: tuple[float, float] = (0, 0)
     """Of one image, and back to its pixels, without the text tower; tests/rewards/test_costs.py counts it."""
     gib: float = 0.0
-    """Of its weights on an accelerator: the image tower in bfloat16, a text tower in float32."""
+    """Of its weights that stay on an accelerator: the image tower in bfloat16, a text tower that looks at the image in
+    float32.
+    """
+    text_gib: float = 0.0
+    """Of a text tower in float32 that is there only while it reads prompts."""
 
 
 # Any CLIP has the same vocabulary; it follows from the list of merges alone.
@@ -76,7 +80,8 @@ _ALL = (
         "Human Preference Score v2.1: what people prefer, CLIP ViT-H/14",
         (Source("hpsv2-v2.1", "xswu/HPSv2", ("HPS_v2.1_compressed.pt",)), CLIP_VOCABULARY),
         gflop=VIT_H,
-        gib=2.5,
+        gib=1.2,
+        text_gib=1.3,
     ),
     RewardFacts(
         "hpsv2-v2.0",
@@ -86,7 +91,8 @@ _ALL = (
         "Human Preference Score v2.0: as above, an older training",
         (Source("hpsv2-v2.0", "xswu/HPSv2", ("HPS_v2_compressed.pt",)), CLIP_VOCABULARY),
         gflop=VIT_H,
-        gib=2.5,
+        gib=1.2,
+        text_gib=1.3,
     ),
     RewardFacts(
         "pickscore",
@@ -96,7 +102,8 @@ _ALL = (
         "PickScore: what the users of Pick-a-Pic chose, CLIP ViT-H/14",
         (Source("pickscore", "yuvalkirstain/PickScore_v1", ("model.safetensors",), ("config.json",)), CLIP_VOCABULARY),
         gflop=VIT_H,
-        gib=2.5,
+        gib=1.2,
+        text_gib=1.3,
     ),
     RewardFacts(
         "clip",
@@ -106,7 +113,8 @@ _ALL = (
         "CLIPScore: does the image show what the prompt says (a cosine)",
         (CLIP_L, CLIP_VOCABULARY),
         gflop=VIT_L,
-        gib=1.0,
+        gib=0.6,
+        text_gib=0.5,
     ),
     RewardFacts(
         "aesthetic",
