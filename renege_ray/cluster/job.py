@@ -7,6 +7,7 @@ from typing import Protocol, TypeVar
 from renege_ray.cluster.plan import not_ready
 from renege_ray.cluster.session import ray_session as session  # first: it sets up Ray's environment
 from renege_ray.cluster.session.console import LOG_FILE, ray_log
+from renege_ray.cluster.session.downloads import download_on_others, downloads_of
 from renege_ray.cluster.session.resources import Node, WorkerShape, worker_shape
 from renege_ray.cluster.tracking import journal
 from renege_ray.cluster.tracking.runs import RunLog, open_run, resolve_uri
@@ -15,7 +16,7 @@ from renege_ray.output.console import say
 from renege_ray.output.folder import CONFIG_FILE, check_output_dir, identify, make_output_dir
 from renege_ray.output.hold import hold
 from renege_ray.output.storage import check_storage
-from renege_ray.training.inputs import find_model_problems, first_problem
+from renege_ray.training.inputs import find_model_problems, first_problem, reward_names
 
 
 class HasNotes(Protocol):
@@ -27,8 +28,17 @@ class HasNotes(Protocol):
         ...
 
 
+class HasGpus(Protocol):
+    """What runs on the machines of a cluster."""
+
+    @property
+    def gpus(self) -> float:
+        """Of a worker."""
+        ...
+
+
 Inputs = TypeVar("Inputs", bound=HasNotes)
-Shape = TypeVar("Shape")
+Shape = TypeVar("Shape", bound=HasGpus)
 
 
 def check_for_models(config: RunConfig, *, gradients: bool = True) -> None:
@@ -36,6 +46,11 @@ def check_for_models(config: RunConfig, *, gradients: bool = True) -> None:
     if problems := find_model_problems(config, gradients=gradients):
         say(not_ready(problems))
         raise first_problem(problems)
+
+
+def downloads_of_run(config: RunConfig, inputs: object) -> Callable[[], None] | None:
+    """What downloads the model and the rewards that a configuration names; see `downloads_of`."""
+    return downloads_of([config.model], reward_names(config.rewards), config.rewards)
 
 
 def run_repeatable(
@@ -49,6 +64,7 @@ def run_repeatable(
     work: Callable[[RunConfig, Inputs, Shape, RunLog], int],
     shape_on: Callable[[RunConfig, Sequence[Node], bool], Shape],
     check: Callable[[RunConfig], None] = check_for_models,
+    downloads: Callable[[RunConfig, Inputs], Callable[[], None] | None] = downloads_of_run,
 ) -> int:
     """Check everything; then print the plan, or open Ray, the output folder and the MLflow run, and do the work.
 
@@ -60,6 +76,7 @@ def run_repeatable(
         read: reads and checks what the configuration names.
         shape_on: what is to run on the machines of a cluster, which may be able to grow, such as `workers_on`.
         check: before a dry run reads anything; names all that is missing, where `read` would name the first.
+        downloads: what every machine has to do before its workers start, or None.
 
     Returns:
         The exit code: 0 done, 1 the work failed or too many of its items did, 128 + the signal that stopped it.
@@ -93,6 +110,8 @@ def run_repeatable(
         make_output_dir(config.output_dir, resume=resume)
         write_config(config, config.output_dir)
         identify(config.output_dir)
+        if (wanted := downloads(config, inputs)) is not None:
+            download_on_others(wanted, gpus=shape.gpus)
         with open_run(
             config.output_dir,
             job=name,

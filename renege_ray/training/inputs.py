@@ -70,7 +70,7 @@ def find_model_problems(config: RunConfig, *more: Callable[[], object], gradient
     ]
     problems: dict[str, UserError] = {}  # by their texts: a model that is not there keeps its encoder from being read
     try:
-        names = _reward_names(config.rewards)
+        names = reward_names(config.rewards)
     except UserError as error:
         problems[str(error)] = error
     else:
@@ -96,7 +96,7 @@ def check_models(config: RunConfig, *, gradients: bool = True) -> None:
         UserError: a name that is not known, files that cannot be found, more steps than the model has, or a scale at
             which its negative has no effect.
     """
-    locate_rewards(_reward_names(config.rewards), config.rewards.checkpoints)
+    locate_rewards(reward_names(config.rewards), config.rewards.checkpoints)
     check_model_and_lora(config.model, config.sampling, gradients=gradients)
 
 
@@ -128,7 +128,7 @@ def _load_splits(config: RunConfig) -> dict[Split, PromptSet]:
     return load_splits({split: getattr(config.prompts, split) for split in _SPLITS})
 
 
-def _reward_names(config: RewardsConfig) -> list[str]:
+def reward_names(config: RewardsConfig) -> list[str]:
     """The rewards that need weights. All names are known, and none is there twice by its short name."""
     check_names(config.train, REWARD_NAMES, "rewards.train:")
     check_names(config.held_out, REWARD_NAMES, "rewards.held_out:")

@@ -1,6 +1,6 @@
 """The job `evaluate` on Ray Data: check, make and score images on a pool of actors, report on all of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from renege_ray.cluster.job import check_for_models, run_repeatable, workers_on
@@ -9,12 +9,13 @@ from renege_ray.cluster.pipelines.evaluation_worker import EvaluateWorker, Evalu
 from renege_ray.cluster.pipelines.pipeline import run_pipeline
 from renege_ray.cluster.plan import describe_evaluation_plan
 from renege_ray.cluster.session import ray_session  # noqa: F401 (first: it sets up Ray's environment)
+from renege_ray.cluster.session.downloads import downloads_of
 from renege_ray.cluster.session.resources import WorkerShape
 from renege_ray.cluster.tracking.runs import RunLog
 from renege_ray.cluster.training.checkpoints import check_rows_go_on, shared_folder
 from renege_ray.config.gpus import Gpu
 from renege_ray.config.run import RunConfig
-from renege_ray.evaluation.inputs import EvaluationInputs, read_evaluation_inputs
+from renege_ray.evaluation.inputs import EvaluationInputs, read_evaluation_inputs, scores_of
 from renege_ray.evaluation.progress import EvaluationProgress
 from renege_ray.evaluation.table import EvaluationTable, ImageToMake
 from renege_ray.output.storage import join
@@ -35,12 +36,18 @@ def run(config: RunConfig, *, resume: bool = False, dry_run: bool = False, gpu: 
         work=_evaluate,
         shape_on=workers_on,
         check=partial(check_for_models, gradients=False),
+        downloads=_downloads,
     )
 
 
 def _read(config: RunConfig) -> EvaluationInputs:
     check_rows_go_on(config.output_dir, config.cluster.storage_path)
     return read_evaluation_inputs(config)
+
+
+def _downloads(config: RunConfig, inputs: EvaluationInputs) -> Callable[[], None] | None:
+    models = {repr(negative.model): negative.model for negative in inputs.negatives}
+    return downloads_of(models.values(), scores_of(config).all, config.rewards)
 
 
 def _plan(gpu: Gpu | None, config: RunConfig, inputs: EvaluationInputs) -> str:
