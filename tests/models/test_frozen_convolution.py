@@ -52,6 +52,31 @@ def test_inputs_are_not_kept() -> None:
     assert peaks[0] > 10 and peaks[1] < 5
 
 
+@pytest.mark.slow
+def test_a_compiled_network_keeps_no_inputs_either() -> None:
+    """PyTorch's own keep all six there, too."""
+    kept, gradients = [], []
+    for frozen in (False, True):
+        torch.manual_seed(0)
+        network = nn.Sequential(*(nn.Conv2d(4, 4, 3, padding=1) for _ in range(6))).requires_grad_(False)
+        if frozen:
+            freeze_convolutions(network)
+        weights = {weight.data_ptr() for weight in network.parameters()}
+        saved: list[Tensor] = []
+
+        def note(tensor: Tensor, saved: list[Tensor] = saved, weights: set[int] = weights) -> Tensor:
+            saved += [tensor] if tensor.data_ptr() not in weights else []
+            return tensor
+
+        leaf = torch.ones(1, 4, 8, 8, requires_grad=True)
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            y = torch.compile(network, backend="aot_eager", fullgraph=True, dynamic=False)(leaf)
+        gradients.append(torch.autograd.grad(y.sum(), leaf)[0])
+        kept.append(len(saved))
+    assert kept == [6, 0]
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
 def test_a_layer_that_learns_is_pytorchs_own() -> None:
     layer = nn.Conv2d(3, 2, 3)
     freeze_convolutions(layer)
