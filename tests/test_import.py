@@ -31,7 +31,18 @@ ROOMS = (
     "output method",
     "errors version",
 )
-ROOMS_OF_CLUSTER = ("sweep", "pipelines", "training", "job", "plan", "tiers", "flops", "cost", "session tracking")
+ROOMS_OF_CLUSTER = (
+    "sweep",
+    "pipelines",
+    "training",
+    "job",
+    "plan",
+    "tiers",
+    "flops",
+    "compilation",
+    "cost",
+    "session tracking",
+)
 PLATFORM = {"ray", "mlflow", "optuna"}
 KNOWS_THE_PLATFORM = {"cluster", "benchmarks"}
 NEEDED_BY_THE_METHOD = {"torch", "safetensors", *sys.stdlib_module_names}

@@ -20,6 +20,9 @@ class Cost:
         return Cost(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
+NOTHING = Cost(0, 0, 0, 0, 0)
+
+
 def gradient_cost(config: RunConfig) -> Cost:
     """All updates: the steps of the rollouts are drawn in advance, so the count is exact.
 
@@ -34,6 +37,11 @@ def gradient_cost(config: RunConfig) -> Cost:
     )
     ends = optim.steps * optim.batch_size
     return Cost(2 * rollouts + 2 * ends, *[ends * optim.gradients_per_rollout] * 4)
+
+
+def training_cost(config: RunConfig) -> Cost:
+    """A training with its validations, without the test at its end."""
+    return gradient_cost(config) + evaluation_cost(config, validation_images(config))
 
 
 def evaluation_cost(config: RunConfig, images: int) -> Cost:

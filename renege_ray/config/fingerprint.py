@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
+from typing import Any
 
 from renege_ray.config.paths import same_place
 from renege_ray.config.run import RunConfig, to_mapping
@@ -58,6 +60,13 @@ def _is_within(name: str, names: tuple[str, ...]) -> bool:
     return any(name == other or name.startswith(f"{other}.") for other in names)
 
 
+def settled_model(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The section `model` as fingerprints count it: what an auto of `compile` comes to is a matter of the machine, and
+    it counts as the false that was the default before.
+    """
+    return {**model, "compile": model["compile"] is True}
+
+
 def fingerprint(config: RunConfig, job: str = "train_global", *, selection: bool = False) -> str:
     """16 hex digits, the same for two configurations exactly if these have to give the same result.
 
@@ -79,5 +88,7 @@ def fingerprint(config: RunConfig, job: str = "train_global", *, selection: bool
         for name, value in to_mapping(config).items()
         if counts(name)
     }
+    if "model" in relevant:
+        relevant["model"] = settled_model(relevant["model"])
     text = json.dumps(same_place(relevant), sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode("ascii")).hexdigest()[:16]

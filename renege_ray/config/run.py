@@ -45,7 +45,11 @@ class ModelConfig(Section):
         description="of the model's arithmetic; auto is bfloat16 where the hardware has it, float16 on GPUs that have "
         "tensor cores for no other (V100, T4, RTX 20xx), else float32",
     )
-    compile: bool = Field(False, description="torch.compile the denoiser: minutes to start, then faster on a GPU")
+    compile: Literal["auto"] | bool = Field(
+        "auto",
+        description="torch.compile denoiser, decoder and the rewards' image towers: minutes to start, then faster; "
+        "auto does so on a CUDA GPU where the run is long enough to pay for it",
+    )
     size: Annotated[tuple[Count, Count], AsTuple] | None = Field(
         None, description="height, width of the images in pixels; by default what the model was trained at"
     )

@@ -31,6 +31,7 @@ from pathlib import Path
 from torch import Tensor
 
 from renege_ray.config.faults import did_you_mean
+from renege_ray.config.fingerprint import settled_model
 from renege_ray.config.paths import METHOD_KINDS
 from renege_ray.config.run import ModelConfig, RunConfig
 from renege_ray.embeddings.prompt_embeddings import PromptEmbeddings
@@ -253,7 +254,7 @@ def _with_key(compared: ComparedNegative, *state: str) -> ComparedNegative:
     facts = {
         "kind": "text" if negative.text is not None and not compared.table else method.kind,
         "text": negative.text,
-        "model": compared.model.model_dump(mode="json") if method.model else None,
+        "model": settled_model(compared.model.model_dump(mode="json")) if method.model else None,
         "refine": [method.refine, repr(REFINERS[method.refine]), compared.refiner] if method.refine else None,
         "more": state,
     }

@@ -5,7 +5,7 @@ Sampling is always deterministic; see `renege_ray.models.noise_schedule`.
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from math import prod
 from pathlib import Path
@@ -21,6 +21,7 @@ from renege_ray.errors import UserError, first_line
 from renege_ray.method.guidance import Guidance
 from renege_ray.method.schedule import Schedule
 from renege_ray.models.base import Activations, TextToImage, clamp_straight_through
+from renege_ray.models.compiled import FILLING, BatchSizes, Compiled
 from renege_ray.models.folder import read_json
 from renege_ray.models.frozen_convolution import freeze_convolutions
 from renege_ray.models.guidance import PLAIN, check_scale, options_of
@@ -78,7 +79,7 @@ class FrozenPipeline(ABC):
             name: what to call it.
             dtype: what the networks compute in. Latents and the scheduler's arithmetic stay float32.
             device: where to compute. Text encoders are there only while they are used (see `encoding`).
-            compile: `torch.compile` the denoiser (one graph with and one without gradient for each shape).
+            compile: compile denoiser and decoder; see `models.compiled`.
             size: (height, width) of the images in pixels; what the denoiser was trained at if None.
             negative_tokens: see `chosen_layout`.
 
@@ -107,7 +108,9 @@ class FrozenPipeline(ABC):
                 weight.data = weight.data.to(memory_format=torch.channels_last)
         for network in self._networks():
             freeze_convolutions(network)
-        self._compiled = torch.compile(self._denoiser) if compile else self._denoiser
+        self._compiled, self._decoder = self._whole_denoiser(), self._decoded
+        if compile:
+            self._compile()
 
     @classmethod
     def options(cls, config: ModelConfig) -> dict[str, Any]:
@@ -261,7 +264,7 @@ class FrozenPipeline(ABC):
         """The denoiser's output, (B, C, H, W) -> (B, C, H, W), in the dtype of the latents."""
         scaled = ScaledBackward(self._denoiser, self.dtype)
         tensors = self.embedding_layout.unpack(scaled.enter(prompt_embeds).to(self.dtype))
-        timestep = timestep.to(self.device, non_blocking=True)
+        timestep = timestep.to(self.device, non_blocking=True).expand(len(latents))
         output = self._predict(scaled.enter(latents).to(self.dtype), timestep, tensors)
         return scaled.leave(output.to(latents.dtype))
 
@@ -280,7 +283,7 @@ class FrozenPipeline(ABC):
     def _decode(self, latents: Tensor) -> Tensor:
         scaled = ScaledBackward(self._vae, self._vae.dtype)
         unscaled = scaled.enter(self._unscale(latents)).to(self._vae.dtype)
-        images: Tensor = self._vae.decode(unscaled, return_dict=False)[0]
+        images = self._decoder(unscaled)
         return clamp_straight_through(scaled.leave(images.to(latents.dtype)) * 0.5 + 0.5)
 
     def save_memory(self, saving: bool = True) -> None:
@@ -296,6 +299,22 @@ class FrozenPipeline(ABC):
         of, scale = saved if saving else plain, prod(self.latent_shape[1:]) / side**2 / 2
         decoder = self._vae.dtype if self._vae is not None else self.dtype  # float32 where float16 overflows
         return Activations(of.denoise * scale * self.dtype.itemsize, of.decode * scale * decoder.itemsize)
+
+    def _compile(self) -> None:
+        sizes = BatchSizes.of(prod(self.latent_shape[1:]))
+        self._compiled = Compiled(self._compiled, sizes, replays=True)
+        # An image has as many places in the decoder's widest layers as this many latents in the denoiser.
+        pixels = prod(self._latent_size) * self.pipeline.vae_scale_factor**2
+        self._decoder = Compiled(self._decoder, BatchSizes.of(pixels * FILLING // PIXELS_AT_ONCE))
+
+    def _whole_denoiser(self) -> Callable[..., Any]:
+        """What `_predict` calls with tensors of B rows, by way of `_compiled`: one graph where it is compiled."""
+        denoiser: torch.nn.Module = self._denoiser
+        return denoiser
+
+    def _decoded(self, latents: Tensor) -> Tensor:
+        images: Tensor = self._vae.decode(latents, return_dict=False)[0]
+        return images
 
     def _networks(self) -> list[Any]:
         """What computes on latents and images."""

@@ -65,7 +65,7 @@ def load_model(config: ModelConfig, device: torch.device | str | None = None) ->
     """Load the model that a configuration names.
 
     Args:
-        config: its `model` section.
+        config: its `model` section. Where `compile` is still "auto" (see `models.compiled.decide`) nothing is compiled.
         device: where to; if none is given, the first CUDA device, Apple's GPU where it works, or the CPU.
 
     Raises:
@@ -75,10 +75,14 @@ def load_model(config: ModelConfig, device: torch.device | str | None = None) ->
     from renege_ray.models.loading.hub import load_pipeline
 
     device = torch.device(device or default_device())
+    compiles = config.compile is True
+    if compiles and device.type == "cuda":
+        # Sizes are fixed then, so each convolution is tried once; those of ragged batches would be again and again.
+        torch.backends.cudnn.benchmark = True
     dtype = choose_dtype(config.dtype, device)
     pipeline, name = load_pipeline(config, dtype=dtype)
     family = FAMILIES[type(pipeline).__name__]
-    return family(pipeline, name, dtype=dtype, device=device, compile=config.compile, **family.options(config))
+    return family(pipeline, name, dtype=dtype, device=device, compile=compiles, **family.options(config))
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -4,7 +4,7 @@ It predicts how people would rate an image from 1 to 10; prompts play no part. (
 improved-aesthetic-predictor)
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from renege_ray.errors import UserError
+from renege_ray.models.compiled import TOWER_SIZES, Compiled
 from renege_ray.rewards.base import RewardModel
 from renege_ray.rewards.catalogue import CLIP_L, RewardFacts
 from renege_ray.rewards.checkpoints import assemble, read_weights
@@ -46,13 +47,21 @@ class Aesthetic(RewardModel):
     def __init__(self, facts: RewardFacts, checkpoint: Path, tower: CLIPVisionModelWithProjection, head: Head) -> None:
         super().__init__(facts, checkpoint)
         self.tower, self.head = tower, head
+        self._features: Callable[[Tensor], Tensor] = self._image_embeds
 
     def judge(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """(B,)."""
         pixels = normalise(centre_crop(images, self.tower.config.image_size))
-        features = self.tower(pixels).image_embeds
-        rewards: Tensor = self.head(F.normalize(features, dim=1))
+        rewards: Tensor = self.head(F.normalize(self._features(pixels), dim=1))
         return rewards
+
+    def compile_towers(self) -> None:
+        """CLIP's."""
+        self._features = Compiled(self._image_embeds, TOWER_SIZES)
+
+    def _image_embeds(self, pixels: Tensor) -> Tensor:
+        embeds: Tensor = self.tower(pixels).image_embeds
+        return embeds
 
 
 def load(facts: RewardFacts, files: Mapping[str, Path], dtype: torch.dtype) -> Aesthetic:

@@ -120,6 +120,9 @@ class RewardModel(nn.Module, ABC):
             return images.float().sum(dim=(1, 2, 3))  # (0,), and still a function of the images
         return self.judge(images.float(), prompts)
 
+    def compile_towers(self) -> None:
+        """Compile what looks at images, where that is large."""
+
     def score(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """The rewards (B,) without a gradient."""
         with torch.no_grad():

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel
 
 from renege_ray.errors import UserError
+from renege_ray.models.compiled import TOWER_SIZES, Compiled
 from renege_ray.models.loading.user_errors import user_errors
 from renege_ray.models.on_demand import OncePerText, OnDemand
 from renege_ray.rewards.base import TEXTS_KEPT, RewardModel
@@ -57,6 +58,7 @@ class ClipReward(RewardModel):
         self.model, self.scale = model, scale
         self._tokenizer, self._fit = tokenizer, fit
         self._image_size: int = model.config.vision_config.image_size
+        self._features: Callable[[Tensor], Tensor] = self._tower
         self._place_text_tower(torch.device("cpu"))
 
     def place(self, device: torch.device) -> None:
@@ -81,8 +83,15 @@ class ClipReward(RewardModel):
     def image_features(self, images: Tensor) -> Tensor:
         """f(x), (B, D) float32 of length 1, differentiable."""
         pixels = normalise(self._fit(images, self._image_size))
-        features = self.model.get_image_features(pixels).pooler_output
-        return F.normalize(features, dim=1)
+        return F.normalize(self._features(pixels), dim=1)
+
+    def compile_towers(self) -> None:
+        """The image tower: it sees every image, the text tower a prompt once."""
+        self._features = Compiled(self._tower, TOWER_SIZES)
+
+    def _tower(self, pixels: Tensor) -> Tensor:
+        features: Tensor = self.model.get_image_features(pixels).pooler_output
+        return features
 
     def text_features(self, prompts: Sequence[str]) -> Tensor:
         """g(c), (B, D) float32 of length 1; those of recent prompts are kept."""

@@ -4,7 +4,7 @@ The original reads a copy of BLIP's code; here the towers are transformers' own,
 translated. Prompt and image meet in every layer of the text tower, so of a prompt only its tokens can be kept.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
 from renege_ray.errors import UserError
+from renege_ray.models.compiled import TOWER_SIZES, Compiled
 from renege_ray.rewards.aesthetic import Head
 from renege_ray.rewards.base import TEXTS_KEPT, RewardModel
 from renege_ray.rewards.catalogue import BERT_VOCABULARY, RewardFacts
@@ -42,14 +43,22 @@ class ImageReward(RewardModel):
         super().__init__(facts, checkpoint)
         self.vision, self.text, self.head = vision, text, head
         self._tokenizer = tokenizer
+        self._judged: Callable[[Tensor, Tensor, Tensor], Tensor] = self._towers
         self._kept_tokens = lru_cache(TEXTS_KEPT)(self._tokens)
 
     def judge(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """(B,)."""
         pixels = normalise(centre_crop(images, self.vision.config.image_size))
+        tokens, mask = torch.stack([self._kept_tokens(p) for p in prompts], dim=1)
+        return self._judged(pixels, tokens, mask)
+
+    def compile_towers(self) -> None:
+        """Both: the text tower looks at the image."""
+        self._judged = Compiled(self._towers, TOWER_SIZES)
+
+    def _towers(self, pixels: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         # Not the pooled output, which transformers normalises twice.
         patches = self.vision(pixels).last_hidden_state
-        tokens, mask = torch.stack([self._kept_tokens(p) for p in prompts], dim=1)
         output = self.text(input_ids=tokens, attention_mask=mask, encoder_hidden_states=patches)
         first = output.last_hidden_state[:, 0]
         rewards: Tensor = (self.head(first) - MEAN) / STD

@@ -39,6 +39,7 @@ def load_rewards(
     *,
     checkpoints: Mapping[str, str | Path] | None = None,
     dtype: str = "auto",
+    compile: bool = False,
 ) -> dict[str, RewardModel]:
     """Rewards by name, on a device, in the order of the names.
 
@@ -48,6 +49,7 @@ def load_rewards(
         checkpoints: local copies of the checkpoints, {name: file or folder}; others come from the Hub.
         dtype: of the towers: "float32", "bfloat16", or "auto" (see `choose_tower_dtype`). The embedded model's are
             float32.
+        compile: compile the image towers; see `models.compiled`.
 
     Raises:
         UserError: a name is not known as a reward (a judge is none: it cannot be trained against), or a file is
@@ -56,7 +58,10 @@ def load_rewards(
     names, device = tuple(names), torch.device(device)
     check_names(names, REWARD_NAMES, "reward")
     located = locate_rewards(names, checkpoints)
-    return {name: _load(name, files, device, choose_tower_dtype(dtype, device)) for name, files in located.items()}
+    loaded = {name: _load(name, files, device, choose_tower_dtype(dtype, device)) for name, files in located.items()}
+    for reward in loaded.values() if compile else ():
+        reward.compile_towers()
+    return loaded
 
 
 def load_scorers(
@@ -65,6 +70,7 @@ def load_scorers(
     *,
     checkpoints: Mapping[str, str | Path] | None = None,
     dtype: str = "auto",
+    compile: bool = False,
 ) -> dict[str, Scorer]:
     """Judges, and rewards as scorers, by name, on a device, in the order of the names; arguments as `load_rewards`.
 
@@ -74,7 +80,11 @@ def load_scorers(
     names = tuple(names)
     check_names(names, REWARD_NAMES + JUDGE_NAMES, "scorer")
     rewards = load_rewards(
-        [name for name in names if name not in JUDGE_NAMES], device, checkpoints=checkpoints, dtype=dtype
+        [name for name in names if name not in JUDGE_NAMES],
+        device,
+        checkpoints=checkpoints,
+        dtype=dtype,
+        compile=compile,
     )
     metrics = _video_metrics([name for name in names if name in VIDEO_METRICS], device, checkpoints)
     scorers: dict[str, Scorer] = {name: as_scorer(reward) for name, reward in rewards.items()}

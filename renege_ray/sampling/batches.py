@@ -6,6 +6,7 @@ from typing import Literal, Protocol, TypeVar
 import torch
 
 from renege_ray.errors import UserError, describe
+from renege_ray.models.compiled import room_for
 from renege_ray.sampling.memory import GradientMemory
 
 Item = TypeVar("Item")
@@ -82,7 +83,8 @@ class MicroBatches:
             piece = items[start : start + -(-left // pieces)]
             if self._meter is not None:
                 self._meter.start()
-            done = _try(compute, piece)
+            with room_for(self.size):
+                done = _try(compute, piece)
             if isinstance(done, Exception):
                 self._halve(len(piece), done, nested)
                 continue

@@ -24,13 +24,13 @@ class Rewards:
     judges: Sequence[Scorer] = ()
 
     @classmethod
-    def load(cls, config: RewardsConfig, device: torch.device | str = "cpu") -> "Rewards":
-        """Those that a configuration names.
+    def load(cls, config: RewardsConfig, device: torch.device | str = "cpu", *, compile: bool = False) -> "Rewards":
+        """Those that a configuration names, with image towers that are compiled or not.
 
         Raises:
             UserError: a name that is not known, or weights that are missing or damaged.
         """
-        options: dict[str, Any] = {"checkpoints": config.checkpoints, "dtype": config.dtype}
+        options: dict[str, Any] = {"checkpoints": config.checkpoints, "dtype": config.dtype, "compile": compile}
         trained = load_rewards(config.train, device, **options)
         return cls(
             WeightedReward({reward: config.train[name] for name, reward in trained.items()}),

@@ -161,7 +161,7 @@ def test_a_dry_run_on_a_named_gpu(capsys: pytest.CaptureFixture[str]) -> None:
         (["--preset", "none.yaml"], "none.yaml: there is no such file"),
         (["--resume", "none"], "--resume: there is no folder none"),
         (["--resume", "."], "--resume: . holds no run"),
-        (["--model.compile", "maybe"], "model.compile: 'maybe' is not true or false"),
+        (["--model.compile", "maybe"], "model.compile: 'maybe' is not auto or true or false"),
         (["--prompts", ""], "prompts.train: is empty"),
     ],
 )

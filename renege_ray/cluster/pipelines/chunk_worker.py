@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from renege_ray.cluster.cost import NOTHING, Cost
 from renege_ray.cluster.pipelines.kill_journal import MAX_KILLS, KillJournal, counted_start, journal_path
 from renege_ray.cluster.session.mailbox import Mailbox, StopWatch
 from renege_ray.config.run import RunConfig
@@ -35,6 +36,9 @@ class PipelineJob:
     """Of this start of the job; deaths of workers count within it."""
     threads: int
     """Of torch on the CPU."""
+    cost: Cost = NOTHING
+    """Of all that is to be computed, by so many workers."""
+    workers: int = 1
 
 
 class HasId(Protocol):

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+from renege_ray.cluster.cost import evaluation_cost
 from renege_ray.cluster.job import check_for_models, run_repeatable, workers_on
 from renege_ray.cluster.pipelines.evaluation_results import keep_results
 from renege_ray.cluster.pipelines.evaluation_worker import EvaluateWorker, EvaluationJob
@@ -61,6 +62,8 @@ def _evaluate(config: RunConfig, inputs: EvaluationInputs, shape: WorkerShape, l
         config=config,
         root=join(shared, f"rows-{inputs.key}"),
         threads=shape.threads,
+        cost=evaluation_cost(config, len(inputs.images)),
+        workers=shape.max_workers,
         negatives=inputs.negatives,
         images=join(shared, "images"),
     )

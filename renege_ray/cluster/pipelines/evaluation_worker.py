@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from renege_ray.cluster.compilation import settle
 from renege_ray.cluster.pipelines.chunk_worker import ChunkWorker, PipelineJob
 from renege_ray.cluster.session.device import worker_device
 from renege_ray.embeddings.names import ComparedNegative
@@ -37,12 +38,15 @@ class EvaluateWorker(ChunkWorker[ImageToMake]):
 
     def _load(self) -> None:
         config, device = self._config, worker_device(self._config.cluster)
+        chosen, why = settle(config.model, self._job.cost, self._job.workers, device)
+        self._mailbox.post(why)
         scorers = load_scorers(
-            scores_of(config).all, device, checkpoints=config.rewards.checkpoints, dtype=config.rewards.dtype
-        )
+            scores_of(config).all, device, checkpoints=config.rewards.checkpoints, dtype=config.rewards.dtype,
+            compile=chosen.compile is True,
+        )  # fmt: skip
         judges = [*scorers.values(), ImageStatistics()]
         loaders = Loaders(
-            model=lambda wanted: load_model(wanted, device),
+            model=lambda wanted: load_model(wanted.model_copy(update={"compile": chosen.compile}), device),
             refiner=lambda name, folders: load_refiner(name, folders, device),
         )
         self._maker = ImageMaker(config, self._job.negatives, judges, loaders, self._keep)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from functools import partial
 
+from renege_ray.cluster.cost import tuning_cost
 from renege_ray.cluster.job import run_repeatable, workers_on
 from renege_ray.cluster.pipelines.pipeline import run_pipeline
 from renege_ray.cluster.pipelines.tuning_results import keep_results
@@ -56,7 +57,14 @@ def _tune(config: RunConfig, inputs: TuningInputs, shape: WorkerShape, log: RunL
     if config.cluster.storage_path is not None:  # the one is found by the other, also after a kill
         write_text(config.output_dir / POINTER, f"{root}\n")
         put_file(config.output_dir / CONFIG_FILE, shared)
-    job = TuningJob(config=config, initial=inputs.initial, root=root, threads=shape.threads)
+    job = TuningJob(
+        config=config,
+        initial=inputs.initial,
+        root=root,
+        threads=shape.threads,
+        cost=tuning_cost(config, len(inputs.prompts)),
+        workers=shape.max_workers,
+    )
     progress = TuningProgress()
     outcome = run_pipeline(
         PromptWorker,

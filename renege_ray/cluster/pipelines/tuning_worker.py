@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from renege_ray.cluster.compilation import settle
 from renege_ray.cluster.pipelines.chunk_worker import ChunkWorker, PipelineJob
 from renege_ray.cluster.session.device import worker_device
 from renege_ray.config.fingerprint import fingerprint
@@ -37,9 +38,11 @@ class PromptWorker(ChunkWorker[PromptToTune]):
 
     def _load(self) -> None:
         config, device = self._config, worker_device(self._config.cluster)
-        self._model: TextToImage = load_model(config.model, device)
+        chosen, why = settle(config.model, self._job.cost, self._job.workers, device)
+        self._mailbox.post(why)
+        self._model: TextToImage = load_model(chosen, device)
         self._encoded = encoded = EncodedPrompts(self._model, capacity=1000)  # a prompt is needed while it has a slot
-        self._rewards = rewards = Rewards.load(config.rewards, device)
+        self._rewards = rewards = Rewards.load(config.rewards, device, compile=chosen.compile is True)
         with self._model.encoding():
             initial = self._job.initial.starting_point(self._model, encoded)
             self._scores = PromptScores(config, self._model, rewards, initial, encoded)

@@ -14,6 +14,8 @@ from typing import Any
 import ray.tune
 import torch
 
+from renege_ray.cluster.compilation import settle
+from renege_ray.cluster.cost import training_cost
 from renege_ray.cluster.session.device import worker_device
 from renege_ray.cluster.session.resources import TrialShape
 from renege_ray.cluster.training.checkpoints import CheckpointStore, checkpoint_name
@@ -237,17 +239,18 @@ class _Loaded:
 
     def get(self, config: RunConfig, device: torch.device) -> tuple[TextToImage, Rewards]:
         """The same objects as before where a trial changes other settings only, weights of rewards among them."""
-        given = config.rewards
+        model, _ = settle(config.model, training_cost(config), config.cluster.worker_range[1], device)
+        given, compiles = config.rewards, model.compile is True
         keys = (
-            (config.model, device),
-            (tuple(given.train), given.held_out, given.judges, given.checkpoints, given.dtype, device),
+            (model, device),
+            (tuple(given.train), given.held_out, given.judges, given.checkpoints, given.dtype, device, compiles),
         )
         if self._model is None or self._keys[0] != keys[0]:
             self._model = None  # room for the other one
-            self._model = load_model(config.model, device)
+            self._model = load_model(model, device)
         if self._rewards is None or self._keys[1] != keys[1]:
             self._rewards = None
-            self._rewards = Rewards.load(given, device)
+            self._rewards = Rewards.load(given, device, compile=compiles)
         self._keys = keys
         weighted = WeightedReward(dict(zip(self._rewards.train.rewards, given.train.values(), strict=True)))
         return self._model, replace(self._rewards, train=weighted)

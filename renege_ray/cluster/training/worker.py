@@ -11,12 +11,14 @@ from typing import Any
 import ray.train
 import torch
 
+from renege_ray.cluster.compilation import settle
+from renege_ray.cluster.cost import training_cost
 from renege_ray.cluster.session.device import worker_device
 from renege_ray.cluster.session.mailbox import Mailbox, StopWatch
 from renege_ray.cluster.tracking.run_log import RunLog
 from renege_ray.cluster.training.checkpoints import CheckpointStore, checkpoint_name
 from renege_ray.cluster.training.worker_group import checkpoint_of_rank_zero, final_reason, load_together, this_worker
-from renege_ray.config.run import RunConfig
+from renege_ray.config.run import ModelConfig, RunConfig
 from renege_ray.models.base import TextToImage
 from renege_ray.models.load import load_model
 from renege_ray.output.pictures import image_grid
@@ -77,7 +79,10 @@ def _train(job: TrainJob, mailbox: Mailbox, workers: Workers) -> dict[str, Any]:
     names = ", ".join((*job.config.rewards.train, *job.config.rewards.held_out))
     say(f"loading {job.config.model.id} and the rewards {names}")
     started = time.monotonic()
-    models = load_together(lambda: _load(job.config), workers)
+    device = worker_device(job.config.cluster)
+    model_config, why = settle(job.config.model, training_cost(job.config), workers.world_size, device)
+    say(why)
+    models = load_together(lambda: _load(job.config, model_config, device), workers)
     say(f"loaded in {duration(time.monotonic() - started)}")
     if isinstance(models, str):
         return {"status": "failed", "error": models}
@@ -111,9 +116,8 @@ def _train(job: TrainJob, mailbox: Mailbox, workers: Workers) -> dict[str, Any]:
     }
 
 
-def _load(config: RunConfig) -> tuple[TextToImage, Rewards]:
-    device = worker_device(config.cluster)
-    return load_model(config.model, device), Rewards.load(config.rewards, device)
+def _load(config: RunConfig, model: ModelConfig, device: torch.device) -> tuple[TextToImage, Rewards]:
+    return load_model(model, device), Rewards.load(config.rewards, device, compile=model.compile is True)
 
 
 class _Reporter:

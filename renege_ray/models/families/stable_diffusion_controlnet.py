@@ -4,8 +4,9 @@ A second network reads the latents, the prompt and a control image (edges, a pos
 activations, in both branches of the guidance, at full strength. A negative is that of Stable Diffusion.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -47,6 +48,7 @@ class StableDiffusionControlNet(StableDiffusion):
         """As all families; the ControlNet is part of what is counted."""
         model = super().without_weights(folder, **options)
         model.pipeline.controlnet = shape_of(folder / "controlnet")
+        model._compiled = model._whole_denoiser()
         scale = model.pipeline.vae_scale_factor
         model._controls = torch.empty(1, 3, *(side * scale for side in model.latent_shape[-2:]), device="meta")
         return model
@@ -74,23 +76,12 @@ class StableDiffusionControlNet(StableDiffusion):
     def _networks(self) -> list[Any]:
         return [*super()._networks(), self.pipeline.controlnet]
 
+    def _whole_denoiser(self) -> Callable[..., Any]:
+        return partial(_both_networks, self.pipeline.controlnet, self._denoiser)
+
     def _predict(self, latents: Tensor, timestep: Tensor, tensors: dict[str, Tensor]) -> Tensor:
-        states = tensors[PROMPT_EMBEDS]
-        down, middle = self.pipeline.controlnet(
-            latents,
-            timestep,
-            encoder_hidden_states=states,
-            controlnet_cond=self._control_of_each(len(latents)),
-            return_dict=False,
-        )
-        output: Tensor = self._compiled(
-            latents,
-            timestep,
-            encoder_hidden_states=states,
-            down_block_additional_residuals=down,
-            mid_block_additional_residual=middle,
-            return_dict=False,
-        )[0]
+        control = self._control_of_each(len(latents))
+        output: Tensor = self._compiled(latents, timestep, tensors[PROMPT_EMBEDS], control)
         return output
 
     def _control_of_each(self, count: int) -> Tensor:
@@ -99,3 +90,20 @@ class StableDiffusionControlNet(StableDiffusion):
             shown = 0 if self._controls is None else len(self._controls)
             raise ValueError(f"{self.name}: {count} samples for {shown} control images; see `for_prompts`")
         return self._controls.repeat(count // len(self._controls), 1, 1, 1)
+
+
+def _both_networks(
+    controlnet: Any, unet: Any, latents: Tensor, timestep: Tensor, states: Tensor, control: Tensor
+) -> Tensor:
+    down, middle = controlnet(
+        latents, timestep, encoder_hidden_states=states, controlnet_cond=control, return_dict=False
+    )
+    output: Tensor = unet(
+        latents,
+        timestep,
+        encoder_hidden_states=states,
+        down_block_additional_residuals=down,
+        mid_block_additional_residual=middle,
+        return_dict=False,
+    )[0]
+    return output
