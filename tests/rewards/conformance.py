@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 
+from renege_ray.models import compiled
 from renege_ray.rewards.base import RewardModel
 from tests.rewards.photographs import photographs
 
@@ -167,3 +169,20 @@ class RewardConformance:
         assert said["name"] == reward.name and said["version"] == reward.version != ""
         assert said["checkpoint"] == reward.checkpoint.name
         assert said["sha256"] == hashlib.sha256(reward.checkpoint.read_bytes()).hexdigest()
+
+    @pytest.mark.slow
+    def test_compiled_it_judges_the_same(
+        self, reward: RewardModel, images: Tensor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        torch._dynamo.reset()
+        monkeypatch.setattr(compiled, "BACKEND", counter := CompileCounterWithBackend("aot_eager"))
+        expected = reward.score(images, PROMPTS), self.gradient(reward, images, PROMPTS)
+        as_it_was = dict(vars(reward))
+        try:
+            reward.compile_towers()
+            found = reward.score(images, PROMPTS), self.gradient(reward, images, PROMPTS)
+        finally:
+            vars(reward).update(as_it_was)
+        for a, b in zip(found, expected, strict=True):
+            assert (a - b).abs().max() <= 1e-5 * b.abs().max()
+        assert counter.frame_count == 2, "one graph with and one without a gradient"
