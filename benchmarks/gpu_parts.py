@@ -100,6 +100,14 @@ class Bench:
         """The same with networks of its own, compiled."""
         return self._stable_diffusion(compile=True)
 
+    @cached_property
+    def compiled_reward(self) -> WeightedReward:
+        """A ViT-H of its own, with its image tower compiled."""
+        reward = gpu_models.hpsv2(self.scale.sizes, self.device, self.dtype)
+        reward.text_features(PROMPTS)
+        reward.compile_towers()
+        return WeightedReward({reward: 1.0})
+
     def _stable_diffusion(self, *, compile: bool) -> Encoded:
         pipeline = gpu_models.stable_diffusion(self.scale.sizes, self.device, self.dtype)
         return Encoded(StableDiffusion(pipeline, "sd15", dtype=self.dtype, device=self.device, compile=compile))
@@ -125,6 +133,10 @@ class Bench:
         """Updates at the best micro-batch, or at the smallest where it is not known."""
         size = self.micro_batch or self.scale.micro_batches[0]
         return largest_that_fits(size, lambda size: self.updates(model, per_rollout, size))
+
+    def one_at_a_time(self, model: Encoded) -> Figures:
+        """Updates of one sample; compiled, their rollouts are replayed as CUDA graphs (`models.compiled`)."""
+        return self.updates(model, 1, 1)
 
     def sdxl(self) -> Figures:
         """Updates of SDXL at the micro-batch that the plan says, at most 4."""
@@ -250,7 +262,9 @@ class Bench:
             "optim.batch_size": batch, "optim.timestep_groups": 1, "optim.micro_batch_size": micro_batch or batch
         }  # fmt: skip
         config = with_values(config, settings)
-        return GradientOfBatch(config, model.model, self.reward, PROMPTS, Workers(), model.prompts)
+        compiles = "compiled" in vars(self) and model is self.compiled
+        reward = self.compiled_reward if compiles else self.reward
+        return GradientOfBatch(config, model.model, reward, PROMPTS, Workers(), model.prompts)
 
     def _tflop_per_gradient(self, model: Encoded, per_rollout: int) -> float:
         """10^12 floating-point operations, counted in updates of one sample; a compiled model's are the eager one's.
@@ -323,7 +337,12 @@ def parts_of(bench: Bench, full: bool) -> list[Part]:
         Part("sdxl", "SDXL + ViT-H, one update, k = 1", 40, bench.sdxl),
         Part("sd15_compiled_k4", "SD1.5 + ViT-H, compiled, k = 4", 100, lambda: bench.sd15(bench.compiled, 4)),
         Part("sd15_compiled_k1", "SD1.5 + ViT-H, compiled, k = 1", 30, lambda: bench.sd15(bench.compiled, 1)),
-    ]
+        Part("sd15_eager_one", "SD1.5 + ViT-H, eager, one sample", 15, lambda: bench.one_at_a_time(bench.eager)),
+        Part(
+            "sd15_replayed_one", "SD1.5 + ViT-H, compiled, CUDA graphs, one sample", 60,
+            lambda: bench.one_at_a_time(bench.compiled),
+        ),
+    ]  # fmt: skip
     return parts if full else [Part(part.name, part.about, 0, part.run) for part in parts]
 
 

@@ -32,7 +32,7 @@ def test_all_parts_run_on_a_cpu_without_ray_and_mlflow(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "gpu.json").read_text())
     parts = found["parts"]
-    assert [part["status"] for part in parts.values()] == [DONE] * 8
+    assert [part["status"] for part in parts.values()] == [DONE] * 10
     for name in ("sd15_eager_k1", "sd15_eager_k4", "sd15_compiled_k1", "sd15_compiled_k4", "sdxl"):
         part = parts[name]
         assert part["gradients_per_s"] == pytest.approx(part["gradients_per_rollout"] * part["rollouts_per_s"])
