@@ -4,7 +4,7 @@ import torch
 
 from renege_ray.cluster.cost import Cost
 from renege_ray.config.run import ModelConfig
-from renege_ray.models.compiled import decide
+from renege_ray.models.compiled import decide, pays_off
 
 
 def settle(model: ModelConfig, cost: Cost, workers: int, device: torch.device) -> tuple[ModelConfig, str]:
@@ -18,6 +18,13 @@ def settle(model: ModelConfig, cost: Cost, workers: int, device: torch.device) -
     """
     compiles, why = decide(model.compile, rows_of(cost) // max(1, workers), device)
     return model.model_copy(update={"compile": compiles}), why
+
+
+def describe_compiling(model: ModelConfig, cost: Cost, workers: int) -> str:
+    """The line of a plan, which is made where no GPU need be."""
+    if model.compile != "auto":
+        return f"model.compile {str(model.compile).lower()}"
+    return f"model.compile auto, on a CUDA GPU: {pays_off(rows_of(cost) // max(1, workers))[1]}"
 
 
 def rows_of(cost: Cost) -> int:

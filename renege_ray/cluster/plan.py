@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from renege_ray.cluster.compilation import describe_compiling
 from renege_ray.cluster.cost import Cost, evaluation_cost, gradient_cost, tuning_cost, validation_images
 from renege_ray.config.gpus import Gpu
 from renege_ray.config.run import RunConfig
@@ -145,7 +146,8 @@ def _end(
     rewards = config.rewards
     judged = (*rewards.train, *rewards.held_out, *rewards.judges) if judged is None else judged
     found = [not_ready(problems)] if problems else _estimate(config, total, judged, gpu)
-    return [*found, "dry run: nothing was started"]
+    compiling = describe_compiling(config.model, total, config.cluster.worker_range[1])
+    return [compiling, *found, "dry run: nothing was started"]
 
 
 def _counts(cost: Cost) -> str:

@@ -77,9 +77,15 @@ def decide(wanted: Literal["auto"] | bool, rows: int, device: torch.device) -> t
     capability = None if torch.version.hip else torch.cuda.get_device_capability(device)
     if (capability is not None and capability < _TRITON) or not has_triton_package():
         return False, "model.compile auto: no, Triton is not installed or does not know this GPU"
+    pays, comparison = pays_off(rows)
+    return pays, f"model.compile auto: {comparison}"
+
+
+def pays_off(rows: int) -> tuple[bool, str]:
+    """Whether compiling pays for itself on a GPU, and the comparison in words; see `break_even`."""
     pays = rows >= break_even()
-    comparison = f"{rows:,} rows of the denoiser a worker, from {break_even():,} on it pays for itself"
-    return pays, f"model.compile auto: {'yes' if pays else 'no'}, {comparison}"
+    words = f"{rows:,} rows of the denoiser a worker, from {break_even():,} on it pays for itself"
+    return pays, f"{'yes' if pays else 'no'}, {words}"
 
 
 @dataclass(frozen=True)
