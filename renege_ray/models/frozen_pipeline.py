@@ -53,6 +53,7 @@ class FrozenPipeline(ABC):
     GUIDANCE_OPTIONS: ClassVar[Mapping[str, float]] = MappingProxyType({})
     POOLS_FIRST: ClassVar[bool] = False  # whether the first text encoder ends in a projection
     JOINT_ATTENTION: ClassVar[bool] = False  # whether text and image attend to each other as one sequence
+    TAKES_ROWS: ClassVar[bool] = True  # whether the denoiser takes tensors of B rows; what takes lists is not compiled
     # (height, width) in pixels that the pipeline makes where it is told none; None: what the denoiser was trained at.
     SIZE: ClassVar[tuple[int, int] | None] = None
     PATCH: ClassVar[int] = 1  # latents a side of what the denoiser takes as one: sides are multiples of it
@@ -301,8 +302,9 @@ class FrozenPipeline(ABC):
         return Activations(of.denoise * scale * self.dtype.itemsize, of.decode * scale * decoder.itemsize)
 
     def _compile(self) -> None:
-        sizes = BatchSizes.of(prod(self.latent_shape[1:]))
-        self._compiled = Compiled(self._compiled, sizes, replays=True)
+        if self.TAKES_ROWS:
+            sizes = BatchSizes.of(prod(self.latent_shape[1:]))
+            self._compiled = Compiled(self._compiled, sizes, replays=True)
         # An image has as many places in the decoder's widest layers as this many latents in the denoiser.
         pixels = prod(self._latent_size) * self.pipeline.vae_scale_factor**2
         self._decoder = Compiled(self._decoder, BatchSizes.of(pixels * FILLING // PIXELS_AT_ONCE))

@@ -42,6 +42,7 @@ class ZImage(FrozenPipeline):
     DENOISER_CLASSES = ("ZImageTransformer2DModel",)
     FLOW_MATCHING = True
     JOINT_ATTENTION = True
+    TAKES_ROWS = False  # lists of texts, each of its own length: there would be a graph for each
     UNGUIDED = (0.0, "ZImagePipeline guides by e_c + g (e_c - e_n), and takes a negative at a guidance_scale g above 0")
     GUIDANCE_OPTIONS = MappingProxyType({"cfg_truncation": 1.0, "cfg_normalization": 0.0})
     SIZE = (1024, 1024)
