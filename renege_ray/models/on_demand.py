@@ -71,21 +71,22 @@ class OncePerText:
         self._compute, self._using, self._capacity = compute, using, capacity
         self._kept: OrderedDict[str, Tensor] = OrderedDict()
 
-    def __call__(self, texts: Sequence[str]) -> list[Tensor]:
-        """One tensor a text. All that are missing are computed in one block."""
+    def __call__(self, texts: Sequence[str], made: Callable[[int], None] = lambda count: None) -> list[Tensor]:
+        """One tensor a text. All that are missing are computed in one block; `made` is told of each of them."""
         found = {text: self._kept[text] for text in dict.fromkeys(texts) if text in self._kept}
         missing = [text for text in dict.fromkeys(texts) if text not in found]
         if missing:
             with self._using():
                 for text in missing:
                     found[text] = self._kept[text] = self._compute(text)
+                    made(1)
         for text in found:
             self._kept.move_to_end(text)
         while len(self._kept) > self._capacity:
             self._kept.popitem(last=False)
         return [found[text] for text in texts]
 
-    def prepare(self, texts: Iterable[str]) -> None:
+    def prepare(self, texts: Iterable[str], made: Callable[[int], None] = lambda count: None) -> None:
         """Compute these beforehand, so that the module is moved once for all; room is made to keep them.
 
         A text that raises ends this; it raises again where it is asked for, and there it is known what to do about it.
@@ -93,4 +94,4 @@ class OncePerText:
         texts = list(dict.fromkeys(texts))
         self._capacity = max(self._capacity, len(texts))
         with suppress(Exception):
-            self(texts)
+            self(texts, made)

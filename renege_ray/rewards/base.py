@@ -7,7 +7,7 @@ Both take images (B, 3, height, width) in [0, 1] and B prompts in words, and jud
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -52,17 +52,21 @@ class Scorer(Protocol):
 class ReadsPrompts(Protocol):
     """A reward or scorer that has a text tower, which can read prompts before there are images of them."""
 
-    def prepare(self, prompts: Iterable[str]) -> None:
-        """Read prompts that will be asked for, in one go: the tower is on the accelerator for so long."""
+    def prepare(self, prompts: Iterable[str], say: Callable[[str], None] = lambda line: None) -> None:
+        """Read prompts that will be asked for, in one go: the tower is on the accelerator for so long. Where that takes
+        long, `say` is told how far it is.
+        """
         ...
 
 
-def prepare_texts(judges: Iterable[object], prompts: Iterable[str]) -> None:
+def prepare_texts(
+    judges: Iterable[object], prompts: Iterable[str], say: Callable[[str], None] = lambda line: None
+) -> None:
     """Let all rewards and scorers that can read prompts that they will be asked for."""
     prompts = list(dict.fromkeys(prompts))
     for judge in judges:
         if isinstance(judge, ReadsPrompts):
-            judge.prepare(prompts)
+            judge.prepare(prompts, say)
 
 
 class VideoScorer(ABC):
@@ -167,9 +171,9 @@ class RewardScorer:
         with torch.no_grad():
             return {self.reward.name: self.reward(images, prompts)}
 
-    def prepare(self, prompts: Iterable[str]) -> None:
+    def prepare(self, prompts: Iterable[str], say: Callable[[str], None] = lambda line: None) -> None:
         """See `ReadsPrompts`."""
-        prepare_texts([self.reward], prompts)
+        prepare_texts([self.reward], prompts, say)
 
 
 def as_scorer(reward: Reward) -> Scorer:

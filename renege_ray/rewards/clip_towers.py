@@ -19,6 +19,7 @@ from renege_ray.errors import UserError
 from renege_ray.models.compiled import TOWER_SIZES, Compiled
 from renege_ray.models.loading.user_errors import user_errors
 from renege_ray.models.on_demand import OncePerText, OnDemand
+from renege_ray.output.progress import Counter
 from renege_ray.rewards.base import TEXTS_KEPT, RewardModel
 from renege_ray.rewards.catalogue import RewardFacts
 from renege_ray.rewards.checkpoints import HEAD_WIDTH, assemble, num_heads, read_weights
@@ -71,9 +72,10 @@ class ClipReward(RewardModel):
         self._text_tower = OnDemand((self.model.text_model, self.model.text_projection), device)
         self._texts = OncePerText(self._text_features_of_one, self._text_tower.on_device, TEXTS_KEPT)
 
-    def prepare(self, prompts: Iterable[str]) -> None:
+    def prepare(self, prompts: Iterable[str], say: Callable[[str], None] = lambda line: None) -> None:
         """See `ReadsPrompts`."""
-        self._texts.prepare(prompts)
+        prompts = list(prompts)
+        self._texts.prepare(prompts, Counter(len(prompts), f"{self.name} reads prompts:", say).add)
 
     def judge(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """(B,)."""

@@ -1,6 +1,6 @@
 """The rewards of a run: what is trained against, and what is only looked at."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,5 +55,5 @@ class _TrainingReward:
             parts = self._reward.parts(images, prompts)
             return {REWARD: self._reward.combine(parts), **parts}
 
-    def prepare(self, prompts: Iterable[str]) -> None:
-        prepare_texts(self._reward.rewards, prompts)
+    def prepare(self, prompts: Iterable[str], say: Callable[[str], None] = lambda line: None) -> None:
+        prepare_texts(self._reward.rewards, prompts, say)

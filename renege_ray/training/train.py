@@ -163,7 +163,7 @@ class _Run:
         self.encoded.share([*negatives, *drawn, *judged], self.say)
         if self.model.device.type != "cpu":  # there the towers have nowhere to go, and read a prompt when it comes
             mine = drawn_prompts(config, self.prompts.train, self.workers)
-            prepare_texts(self.rewards.train.rewards, mine)
+            prepare_texts(self.rewards.train.rewards, mine, self.say)
         self.workers.meet()
 
     def begin(self, resume: TrainingState | None, initial: Negative) -> None:

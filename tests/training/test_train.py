@@ -21,13 +21,14 @@ from renege_ray.models.base import Activations
 from renege_ray.models.families.registry import FAMILIES
 from renege_ray.models.families.stable_diffusion import StableDiffusion
 from renege_ray.rewards.weighted import WeightedReward
+from renege_ray.sampling import stored_prompts
 from renege_ray.sampling.draws import noise
 from renege_ray.sampling.encoded_prompts import EncodedPrompts
 from renege_ray.sampling.negative import Negative
 from renege_ray.sampling.run_rewards import Rewards
 from renege_ray.sampling.workers import Workers
 from renege_ray.training.early_stop import ValidationPoint, overoptimised_in_a_row, should_stop
-from renege_ray.training.gradient import GradientOfBatch, gradient_step_indices, samples_of
+from renege_ray.training.gradient import GradientOfBatch, drawn_prompts, gradient_step_indices, samples_of
 from renege_ray.training.results import ModelFacts, write_results
 from renege_ray.training.state import TornCheckpointError, TrainingState
 from renege_ray.training.train import Progress, Prompts, Result, TrainingError, train_global
@@ -112,6 +113,34 @@ def test_the_handwritten_negative_is_the_best_candidate(model: StableDiffusion, 
     scores = result.state.candidate_rewards
     assert set(scores) == {"blurry", "ugly"}
     assert scores[result.state.handwritten] == max(scores.values())
+
+
+def test_every_prompt_is_encoded_once_before_the_first_image(
+    model: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, asked, encode = make_config(tmp_path), list[str](), model.encode_prompts
+    monkeypatch.setattr(stored_prompts, "_latest", {})
+
+    def counted(prompts: Sequence[str]) -> Tensor:
+        asked.extend(prompts)
+        return encode(prompts)
+
+    monkeypatch.setattr(model, "encode_prompts", counted)
+    when_images_began: list[int] = []
+    monkeypatch.setattr(model, "schedule", lambda steps: when_images_began.append(len(asked)) or schedule(steps))
+    schedule = type(model).schedule.__get__(model)
+    result, _ = train(config, model)
+    drawn = {sample.prompt for step in range(6) for group in samples_of(config, PROMPTS.train, step, Workers())
+             for sample in group}  # fmt: skip
+    assert {*drawn_prompts(config, PROMPTS.train, Workers())} == drawn
+    shares = [{*drawn_prompts(config, PROMPTS.train, Workers(rank, 3))} for rank in range(3)]
+    assert set.union(*shares) == drawn
+    judged = {pair.prompt for pair in result.test.pairs} | {*PROMPTS.validation[:3]} if result.test else set()
+    assert sorted(asked) == sorted(["", *{"", "blurry", "ugly", *drawn, *judged}]), "the null embedding is one more"
+    assert when_images_began and set(when_images_began) == {len(asked)}
+    asked.clear()
+    train(config, model)
+    assert asked == [""], "the next training in this process wants the same"
 
 
 @pytest.mark.parametrize(("per_rollout", "steps", "worlds"), [(1, 20, (1, 2, 4)), (2, 6, (1, 2))])
