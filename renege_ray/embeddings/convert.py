@@ -66,7 +66,8 @@ def _with_text_encoder(embedding: NegativeEmbedding, text_encoder: str) -> Negat
             raise UserError(f"--text-encoder: there is no folder {text_encoder}; give a model in diffusers' format")
         return replace(embedding, metadata=replace(embedding.metadata, text_encoder=text_encoder))
     encoder = identify_text_encoder(ModelConfig(id=text_encoder))
-    embedding.check_fits(encoder.layout.shapes, encoder.hash, encoder.name)
+    layout = encoder.layout.fitting(embedding.prompt_embeds.shape[1])
+    embedding.check_fits(layout.shapes, encoder.hash, encoder.name)
     metadata = replace(embedding.metadata, text_encoder=encoder.name, text_encoder_hash=encoder.hash)
     return replace(embedding, metadata=metadata)
 

@@ -201,7 +201,8 @@ def open_table(folder: str, encoder: Encoder) -> PromptEmbeddings:
         UserError: there are none, or they do not fit.
     """
     table, identity = PromptEmbeddings.open(folder), encoder()
-    table.check_fits(identity.layout.shapes, identity.hash, identity.name)
+    layout = identity.layout.fitting(table.layout.negative_tokens)
+    table.check_fits(layout.shapes, identity.hash, identity.name)
     return table
 
 

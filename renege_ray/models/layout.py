@@ -44,9 +44,8 @@ class EmbeddingLayout:
         """How many tokens a learned negative has."""
         return self.learned_tokens or self.tokens
 
-    def fitting(self, tensors: Mapping[str, Tensor]) -> "EmbeddingLayout":
-        """The same for a negative of as many tokens as these tensors have, where that is free and there is room."""
-        tokens = tensors[PROMPT_EMBEDS].shape[1]
+    def fitting(self, tokens: int) -> "EmbeddingLayout":
+        """The same for a negative of so many tokens, where that is free and there is room."""
         return replace(self, learned_tokens=tokens) if self.learned_tokens and tokens <= self.tokens else self
 
     @property

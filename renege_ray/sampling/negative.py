@@ -81,7 +81,7 @@ def read_negative(kind: str, value: str, config: RunConfig, encoder: Encoder) ->
     if kind == "global":
         embedding = NegativeEmbedding.load(value)
         identity = encoder()
-        layout = identity.layout.fitting(embedding.tensors)
+        layout = identity.layout.fitting(embedding.prompt_embeds.shape[1])
         embedding.check_fits(layout.shapes, identity.hash, identity.name)
         return Negative(embedding=layout.pack(embedding.tensors))
     if not is_unicode(value):

@@ -57,3 +57,18 @@ def test_in_words() -> None:
     assert EmbeddingLayout(77, 768).describe() == "77 tokens x 768"
     assert EmbeddingLayout(77, 2048, pooled_width=1280).describe() == "77 tokens x 2048 + pooled 1280"
     assert POOLED_EMBEDS in EmbeddingLayout(77, 2048, pooled_width=1280).shapes
+
+
+def test_a_negative_of_a_length_of_its_own() -> None:
+    """Texts have room for 6 tokens, a learned negative has 4, which come first and are all that is stored."""
+    layout = EmbeddingLayout(6, 3, masked=True, learned_tokens=4)
+    assert layout.shapes == {PROMPT_EMBEDS: (1, 4, 3), ATTENTION_MASK: (1, 4)} and layout.packed_shape == (6, 4)
+    assert layout.describe() == "4 tokens x 3 + attention mask"
+    n = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
+    packed = layout.pack({PROMPT_EMBEDS: n})
+    assert packed.shape == (2, 6, 4) and packed[:, 4:].eq(0).all()
+    assert layout.unpack(packed)[ATTENTION_MASK].tolist() == [[1, 1, 1, 1, 0, 0]] * 2
+    stored = layout.unpack_negative(packed)
+    assert torch.equal(stored[PROMPT_EMBEDS], n) and stored[ATTENTION_MASK].shape == (2, 4)
+    assert layout.fitting(5).negative_tokens == 5 and layout.fitting(7) == layout
+    assert EmbeddingLayout(6, 3).fitting(5) == EmbeddingLayout(6, 3), "a length that is not free stays"

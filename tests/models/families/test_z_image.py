@@ -1,8 +1,11 @@
+import json
+import shutil
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from renege_ray.config.run import ModelConfig
 from renege_ray.errors import UserError
@@ -91,7 +94,7 @@ class TestZImage(Conformance):
         expected = self.call(pipeline, model, PROMPTS, **embedding.for_pipeline(pipeline, PROMPTS))
         torch.testing.assert_close(images_of(model, PROMPTS, negative), expected, atol=1e-4, rtol=0)
         other = self.load(folder)  # one of another length serves a model as it is
-        packed = other.embedding_layout.fitting(embedding.tensors).pack(embedding.tensors)
+        packed = other.embedding_layout.fitting(40).pack(embedding.tensors)
         torch.testing.assert_close(images_of(other, PROMPTS, packed), expected, atol=1e-4, rtol=0)
         with pytest.raises(UserError, match="more than the 512"):
             self.load(folder, negative_tokens=513)
@@ -101,3 +104,16 @@ class TestZImage(Conformance):
         with pytest.raises(UserError, match=r"distilled.*shift 3"):
             check_family(tmp_path, "mine")
         assert not ZImage.distilled({}, {"shift": 6.0})
+
+    def test_an_encoder_is_known_by_its_files_that_name_a_language_model(
+        self, model: FrozenPipeline, folder: Path, tmp_path: Path
+    ) -> None:
+        """As published: the pipeline loads a Qwen3Model from what says that it is a Qwen3ForCausalLM."""
+        copy = Path(shutil.copytree(folder, tmp_path / "published"))
+        file = copy / "text_encoder" / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"architectures": ["Qwen3ForCausalLM"]}))
+        weights = copy / "text_encoder" / "model.safetensors"
+        save_file({f"model.{name}": tensor for name, tensor in load_file(weights).items()}, weights)
+        embedding = self.embedding(model, self.negative(model))
+        embedding.for_pipeline(self.plain_pipeline(copy, dtype=torch.bfloat16), PROMPTS)
+        assert identify_text_encoder(ModelConfig(id=str(copy))).hash == model.text_encoder_hash
