@@ -2,12 +2,13 @@
 the real ones, in configurations that compute in a moment.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import (
+    AutoencoderDC,
     AutoencoderKL,
     ControlNetModel,
     DDIMScheduler,
@@ -16,6 +17,8 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     PixArtAlphaPipeline,
     PixArtTransformer2DModel,
+    SanaPipeline,
+    SanaTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionControlNetPipeline,
@@ -36,6 +39,9 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Gemma2Config,
+    Gemma2Model,
+    GemmaTokenizer,
     Qwen2Tokenizer,
     Qwen3Config,
     Qwen3Model,
@@ -43,6 +49,8 @@ from transformers import (
     T5EncoderModel,
     T5Tokenizer,
 )
+
+from renege_ray.models.families.sana import INSTRUCTION
 
 TINY_LENGTH, TINY_WIDTH = 12, 16
 TINY_SCHEDULER = {
@@ -196,6 +204,38 @@ def build_tiny_z_image(*, seed: int = 0, **scheduler: Any) -> ZImagePipeline:
     return _seeded(build, seed)
 
 
+def build_tiny_sana(*, seed: int = 0, scheduler: Any = None, **transformer: Any) -> SanaPipeline:
+    """Sana: Gemma 2 (24 wide), linear attention, a decoder that makes 4 x 4 pixels of a latent, DPM-Solver."""
+
+    def build() -> SanaPipeline:
+        tokenizer = _gemma_tokenizer(INSTRUCTION)
+        return SanaPipeline(
+            text_encoder=Gemma2Model(_gemma_config(tokenizer)),
+            tokenizer=tokenizer,
+            transformer=SanaTransformer2DModel(
+                **{
+                    "in_channels": 8, "out_channels": 8, "num_attention_heads": 4, "attention_head_dim": 8,
+                    "num_layers": 2, "num_cross_attention_heads": 2, "cross_attention_head_dim": 16,
+                    "cross_attention_dim": 32, "caption_channels": 24, "sample_size": 8, **transformer,
+                }
+            ),
+            vae=AutoencoderDC(
+                latent_channels=8, attention_head_dim=4,
+                encoder_block_types=("ResBlock", "ResBlock", "EfficientViTBlock"),
+                decoder_block_types=("ResBlock", "ResBlock", "EfficientViTBlock"),
+                encoder_block_out_channels=(8, 16, 16), decoder_block_out_channels=(8, 16, 16),
+                encoder_layers_per_block=(1, 1, 1), decoder_layers_per_block=(1, 1, 1),
+                encoder_qkv_multiscales=((), (), (5,)), decoder_qkv_multiscales=((), (), (5,)),
+                upsample_block_type="interpolate", downsample_block_type="conv", scaling_factor=0.41407,
+            ),
+            scheduler=scheduler or DPMSolverMultistepScheduler(
+                prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, solver_order=2,
+            ),
+        )  # fmt: skip
+
+    return _seeded(build, seed)
+
+
 def build_tiny_controlnet(*, seed: int = 0) -> StableDiffusionControlNetPipeline:
     """Stable Diffusion with a ControlNet, whose zero convolutions are as after training: not zero."""
 
@@ -287,6 +327,21 @@ def _qwen_tokenizer() -> Qwen2Tokenizer:
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     return tokenizer
+
+
+def _gemma_tokenizer(phrases: Sequence[str] = ()) -> GemmaTokenizer:
+    """Every byte is a token, and each of the phrases; a text begins with <bos>."""
+    words = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *(f"<0x{byte:02X}>" for byte in range(256))]
+    tokenizer = GemmaTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[], add_bos_token=True)
+    tokenizer.add_tokens(list(phrases))
+    return tokenizer
+
+
+def _gemma_config(tokenizer: GemmaTokenizer) -> Gemma2Config:
+    return Gemma2Config(
+        vocab_size=len(tokenizer), hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8, max_position_embeddings=4096, initializer_range=0.5,
+    )  # fmt: skip
 
 
 def _t5_tokenizer() -> T5Tokenizer:

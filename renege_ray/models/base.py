@@ -81,6 +81,12 @@ class TextToImage(Protocol):
         """c, (B, L, D) float32, without a gradient; prompts that are too long are cut."""
         ...
 
+    def encode_negatives(self, texts: Sequence[str]) -> Tensor:
+        """n, (B, L, D) float32, of negative prompts, as the family's pipeline encodes them: some put instructions
+        before a prompt, and none before a negative.
+        """
+        ...
+
     def null_embedding(self) -> Tensor:
         """The negative that the family's pipeline takes where it is given none, (1, L, D) float32."""
         ...

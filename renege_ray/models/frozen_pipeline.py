@@ -203,9 +203,14 @@ class FrozenPipeline(ABC):
         with self.encoding():
             return self.embedding_layout.pack(self._encode(list(prompts)))
 
+    @torch.no_grad()
+    def encode_negatives(self, texts: Sequence[str]) -> Tensor:
+        """n of negative prompts, (B, L', D') float32: what the pipeline encodes them to, packed."""
+        return self.embedding_layout.pack(self._encode_negatives(list(texts)))
+
     def null_embedding(self) -> Tensor:
         """What the pipeline takes where it is given no negative prompt: the encoded empty text."""
-        return self.encode_prompts([""])
+        return self.encode_negatives([""])
 
     def starting_point(self, embedding: Tensor) -> Tensor:
         """The embedding itself: nothing in it keeps the gradient from any of its tokens."""
@@ -352,6 +357,10 @@ class FrozenPipeline(ABC):
     @abstractmethod
     def _encode(self, prompts: list[str]) -> dict[str, Tensor]:
         """The texts, as named tensors in the layout of the embedding."""
+
+    def _encode_negatives(self, texts: list[str]) -> dict[str, Tensor]:
+        """The same of negative prompts, which most pipelines encode as they do prompts."""
+        return self._encode(texts)
 
     @abstractmethod
     def _predict(self, latents: Tensor, timestep: Tensor, tensors: dict[str, Tensor]) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 _MADE_IN_BFLOAT16 = ("t5", "umt5", "qwen3", "qwen2_5_vl", "gemma2")
+_DECODERS_MADE_IN_BFLOAT16 = ("AutoencoderDC",)  # and small enough for float32
 _LARGEST_EXPONENT = 126  # of a scale in float32
 
 
@@ -85,18 +86,19 @@ def _of_rows(scale: Tensor, x: Tensor) -> Tensor:
 def stored_dtype(module: torch.nn.Module, dtype: torch.dtype) -> torch.dtype:
     """What a network of a model that computes in `dtype` is kept in: where it overflows in float16, something wider.
 
-    Some decoders do (SDXL's), which is why diffusers keeps them in float32, too. T5 and language models do in their
+    Some decoders do (SDXL's, which diffusers keeps in float32, too, and Sana's). T5 and language models do in their
     residual streams; they are too large for float32 on the GPUs in question, and slow in an emulated bfloat16 they
     read each prompt once.
     """
     config = getattr(module, "config", None)
-    return kept_dtype(dtype, {name: getattr(config, name, None) for name in ("force_upcast", "model_type")})
+    known = {name: getattr(config, name, None) for name in ("force_upcast", "model_type")}
+    return kept_dtype(dtype, {"_class_name": type(module).__name__, **known})
 
 
 def kept_dtype(dtype: torch.dtype, config: Mapping[str, Any]) -> torch.dtype:
     """`stored_dtype` by what a network's configuration file says."""
     if dtype != torch.float16:
         return dtype
-    if config.get("force_upcast"):
+    if config.get("force_upcast") or config.get("_class_name") in _DECODERS_MADE_IN_BFLOAT16:
         return torch.float32
     return torch.bfloat16 if config.get("model_type") in _MADE_IN_BFLOAT16 else dtype

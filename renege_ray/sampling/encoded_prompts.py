@@ -17,6 +17,9 @@ KEPT_BYTES = 2 * 2**30
 """Of embeddings in memory: 18,000 prompts of SD1.5 in bfloat16, 2,200 of PixArt."""
 
 
+KEPT_NEGATIVES = 64
+
+
 class EncodedPrompts:
     """Encodes prompts with a model's text encoder, and keeps them in the type that the networks compute in, as which
     the denoiser takes them.
@@ -34,6 +37,7 @@ class EncodedPrompts:
         size = prod(model.embedding_shape) * model.dtype.itemsize
         kept = max(1, KEPT_BYTES // size) if capacity is None else capacity
         self._kept = OncePerText(self._encode, model.encoding, kept)
+        self._negatives = OncePerText(self._encode_negative, model.encoding, KEPT_NEGATIVES)
         self._stored: StoredPrompts | None = None
         self._null: Tensor | None = None
 
@@ -45,6 +49,10 @@ class EncodedPrompts:
         here |= zip(others, self._kept(others), strict=True)
         return torch.stack([here[prompt] for prompt in prompts]).to(self._model.device).float()
 
+    def negatives(self, texts: Sequence[str]) -> Tensor:
+        """The same of negative prompts (see `TextToImage.encode_negatives`)."""
+        return torch.stack(self._negatives(texts)).to(self._model.device).float()
+
     def null(self) -> Tensor:
         """The model's null embedding, (1, L, D) float32 on its device; computed once."""
         if self._null is None:
@@ -55,9 +63,11 @@ class EncodedPrompts:
         """Encode prompts that will be asked for; see `OncePerText.prepare`."""
         self._kept.prepare(prompt for prompt in prompts if self._stored is None or prompt not in self._stored)
 
-    def share(self, prompts: Iterable[str], say: Callable[[str], None] = lambda line: None) -> None:
+    def share(
+        self, prompts: Iterable[str], say: Callable[[str], None] = lambda line: None, *, negatives: Iterable[str] = ()
+    ) -> None:
         """Encode all prompts of a training, together with the other processes of this machine that want the same, and
-        the null embedding.
+        the null embedding and the negatives.
 
         Where the temporary folder does not take them, that is said, and prompts are encoded when they are needed.
         """
@@ -68,6 +78,7 @@ class EncodedPrompts:
         try:
             with model.encoding():
                 self.null()
+                self._negatives.prepare(negatives)
                 self._stored = store(self._encode, key, prompts, model.embedding_shape, model.dtype, say)
         except (OSError, SafetensorError) as error:
             say(
@@ -84,3 +95,7 @@ class EncodedPrompts:
         """(L, D) on the CPU."""
         with torch.no_grad():
             return self._model.encode_prompts([prompt])[0].to(self._model.dtype).cpu()
+
+    def _encode_negative(self, text: str) -> Tensor:
+        with torch.no_grad():
+            return self._model.encode_negatives([text])[0].to(self._model.dtype).cpu()

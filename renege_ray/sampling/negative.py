@@ -46,7 +46,7 @@ class Negative:
         """n, (1, L, D) float32 on the CPU; as many as `embedding` has."""
         if self.embedding is not None:
             return self.embedding
-        return (encoded.null() if self.text is None else encoded([self.text])).float().cpu()
+        return (encoded.null() if self.text is None else encoded.negatives([self.text])).float().cpu()
 
     def starting_point(self, model: TextToImage, encoded: EncodedPrompts) -> Tensor:
         """n_0, (1, L, D) float32 on the CPU. Of null, it is the empty text: a pipeline's zeros cannot be learned from

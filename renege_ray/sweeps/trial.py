@@ -179,9 +179,9 @@ def measure(
     """
     encoded = EncodedPrompts(model)
     with model.encoding():
-        negatives = {"null": encoded.null(), "handwritten": encoded([config.prompts.handwritten[0]])}
+        negatives = {"null": encoded.null(), "handwritten": encoded.negatives([config.prompts.handwritten[0]])}
         if state is not None:
-            negatives |= {"handwritten": encoded([state.handwritten]), "global": state.best.prompt_embeds}
+            negatives |= {"handwritten": encoded.negatives([state.handwritten]), "global": state.best.prompt_embeds}
     return evaluate(
         model,
         {method: negative for method, negative in negatives.items() if method in methods},

@@ -160,7 +160,7 @@ class _Run:
         judged = [pair.prompt for pair in (*self.pairs, *(self._test_pairs() if test else ()))]
         negatives = ["", initial.text or "", *config.prompts.handwritten]
         drawn = drawn_prompts(config, self.prompts.train, Workers())
-        self.encoded.share([*negatives, *drawn, *judged], self.say)
+        self.encoded.share([*drawn, *judged], self.say, negatives=negatives)
         if self.model.device.type != "cpu":  # there the towers have nowhere to go, and read a prompt when it comes
             mine = drawn_prompts(config, self.prompts.train, self.workers)
             prepare_texts(self.rewards.train.rewards, mine, self.say)
@@ -213,7 +213,7 @@ class _Run:
         """The best embedding against the baselines, on prompts that nothing was chosen on."""
         negatives = {
             "null": self.encoded.null(),
-            "handwritten": self.encoded([self.handwritten]),
+            "handwritten": self.encoded.negatives([self.handwritten]),
             "global": self.best.prompt_embeds,
         }
         return self._evaluate(negatives, self._test_pairs(), "final test")
@@ -274,7 +274,7 @@ class _Run:
     def _measure_baselines(self) -> None:
         """Null and all handwritten candidates on the validation pairs; the best one is "handwritten"."""
         candidates = {f"candidate {i}": text for i, text in enumerate(self.config.prompts.handwritten)}
-        negatives = {key: self.encoded([text]) for key, text in candidates.items()}
+        negatives = {key: self.encoded.negatives([text]) for key, text in candidates.items()}
         measured = self._evaluate({"null": self.encoded.null(), **negatives}, self.pairs, "baselines")
         rewards = {key: _finite_or_lowest(measured.mean(key, REWARD)) for key in candidates}
         chosen = max(rewards, key=lambda key: rewards[key])

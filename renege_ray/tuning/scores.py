@@ -60,7 +60,7 @@ class PromptScores:
         self.initial = as_stored(initial.float().cpu())
         self._negatives = {
             "null": encoded.null().cpu(),
-            "handwritten": encoded([config.prompts.handwritten[0]]).cpu(),
+            "handwritten": encoded.negatives([config.prompts.handwritten[0]]).cpu(),
             "global": self.initial,
         }
         largest = config.tuning.slots * config.tuning.tune_seeds

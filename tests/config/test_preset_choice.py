@@ -34,6 +34,7 @@ FAMILIES = [
     ("StableDiffusionControlNetPipeline", 768, "sd15"),
     ("StableDiffusionXLPipeline", 2048, "sdxl"),
     ("PixArtAlphaPipeline", None, "pixart"),
+    ("SanaPipeline", None, "sana"),
     ("TextToVideoSDPipeline", 1024, "sd21"),
 ]
 
@@ -71,7 +72,7 @@ def test_a_model_in_the_hubs_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     assert preset_for("acme/tiny", download=False)[0] == "sdxl"
 
 
-@pytest.mark.parametrize("name", ["sd14", "sd15", "sd21", "sdxl", "pixart"])
+@pytest.mark.parametrize("name", ["sd14", "sd15", "sd21", "sdxl", "pixart", "sana"])
 def test_the_presets_own_models(name: str) -> None:
     assert preset_for(load_preset(name).model.id, download=False)[0] == name
 

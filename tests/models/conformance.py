@@ -60,8 +60,9 @@ class Conformance(ABC):
     @staticmethod
     def plain_pipeline(folder: Path, **options: Any) -> Any:
         pipeline = DiffusionPipeline.from_pretrained(folder, **options)
-        if "beta_schedule" in pipeline.scheduler.config:  # not one of flow matching, whose own is compared with
-            pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
+        config = pipeline.scheduler.config  # of flow matching, its own is compared with
+        if "beta_schedule" in config and config.get("prediction_type") != "flow_prediction":
+            pipeline.scheduler = DDIMScheduler.from_config(config, clip_sample=False)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
@@ -80,7 +81,7 @@ class Conformance(ABC):
     def negative(self, model: TextToImage) -> Tensor:
         """Some negative that no text has, (1, L', D')."""
         generator = torch.Generator().manual_seed(1)
-        start = model.starting_point(model.encode_prompts(["bad"]))
+        start = model.starting_point(model.encode_negatives(["bad"]))
         return start + 0.5 * torch.randn(start.shape, generator=generator) * learned_entries(model)
 
     def embedding(self, model: TextToImage, negative: Tensor) -> NegativeEmbedding:
@@ -109,7 +110,7 @@ class Conformance(ABC):
     def test_a_handwritten_negative_is_the_pipelines(self, model: FrozenPipeline, pipeline: Any) -> None:
         expected = self.call(pipeline, model, PROMPTS, negative_prompt=["bad", "bad", "bad"])
         torch.testing.assert_close(
-            images_of(model, PROMPTS, model.encode_prompts(["bad"])), expected, atol=1e-4, rtol=0
+            images_of(model, PROMPTS, model.encode_negatives(["bad"])), expected, atol=1e-4, rtol=0
         )
 
     def test_rows_of_a_batch_do_not_touch_each_other(self, model: FrozenPipeline) -> None:
@@ -138,7 +139,7 @@ class Conformance(ABC):
     # Gradients
 
     def test_every_learned_tensor_gets_a_gradient_and_nothing_else_does(self, model: FrozenPipeline) -> None:
-        n = model.starting_point(model.encode_prompts([""])).expand(2, -1, -1).clone().requires_grad_()
+        n = model.starting_point(model.encode_negatives([""])).expand(2, -1, -1).clone().requires_grad_()
         (gradient,) = torch.autograd.grad(self.rewards(model, n, PROMPTS[:2]).sum(), n)
         learned = learned_entries(model).expand_as(gradient)
         assert gradient.isfinite().all()
@@ -161,7 +162,7 @@ class Conformance(ABC):
             x0 = predict_x0(shown.denoise, noise(model, 1), STEPS - 2, embeds, n, schedule, guidance)
             return x0.square().mean()
 
-        n = model.starting_point(model.encode_prompts([""]))
+        n = model.starting_point(model.encode_negatives([""]))
         direction = torch.randn(n.shape, generator=torch.Generator().manual_seed(2)) * learned_entries(model)
         leaf, step = n.clone().requires_grad_(), 1e-2
         (gradient,) = torch.autograd.grad(value(leaf), leaf)
@@ -170,7 +171,7 @@ class Conformance(ABC):
         assert (gradient * direction).sum().item() == pytest.approx((above - below) / (2 * step), rel=0.02)
 
     def test_twenty_steps_raise_the_reward(self, model: FrozenPipeline) -> None:
-        start = model.starting_point(model.encode_prompts([""]))
+        start = model.starting_point(model.encode_negatives([""]))
         ascent = Ascent(start, AscentSettings(lr=0.05, steps=20, weight_decay=0.1))
         rewards = []
         for _ in range(20):
@@ -192,7 +193,7 @@ class Conformance(ABC):
         saving.save_memory()
         gradients = []
         for m in (model, saving):
-            n = model.starting_point(model.encode_prompts([""])).requires_grad_()
+            n = model.starting_point(model.encode_negatives([""])).requires_grad_()
             gradients.append(torch.autograd.grad(self.rewards(m, n, PROMPTS).sum(), n)[0])
         torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-7)
         negative = self.negative(model)

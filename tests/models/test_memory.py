@@ -6,18 +6,20 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from renege_ray.models.checkpointing import keep_inputs_alone
 from renege_ray.models.families.pixart_alpha import PixArtAlpha
+from renege_ray.models.families.sana import Sana
 from renege_ray.models.families.stable_diffusion import StableDiffusion
 from renege_ray.models.families.stable_diffusion_3 import StableDiffusion3
 from renege_ray.models.families.stable_diffusion_xl import StableDiffusionXL
 from renege_ray.models.families.z_image import ZImage
 from renege_ray.models.frozen_convolution import freeze_convolutions
 from tests.models.live_memory import LiveMemory
-from tests.models.true_sizes import CHANNELS, SIDES, decoder, denoise, denoiser_of
+from tests.models.true_sizes import CHANNELS, SIDES, decoder_of, denoise, denoiser_of
 
 FAMILIES = {
     "SD1.5": StableDiffusion, "SD2.1": StableDiffusion, "SDXL": StableDiffusionXL, "PixArt": PixArtAlpha,
-    "SD3.5": StableDiffusion3, "Z-Image": ZImage,
+    "SD3.5": StableDiffusion3, "Z-Image": ZImage, "Sana": Sana,
 }  # fmt: skip
 
 
@@ -34,12 +36,15 @@ def counted(name: str, part: str, saving: bool, batch: int) -> float:
     with FakeTensorMode(allow_non_fake_inputs=True):
         torch.set_default_dtype(torch.bfloat16)
         try:
-            network: Any = decoder(CHANNELS[name]) if part == "decode" else denoiser_of(name)
+            network: Any = decoder_of(name) if part == "decode" else denoiser_of(name)
         finally:
             torch.set_default_dtype(dtype)
         network.requires_grad_(False).eval()
         freeze_convolutions(network)
-        if saving:
+        if saving and part == "decode" and name == "Sana":
+            for block in network.decoder.up_blocks:
+                keep_inputs_alone(block, saving)
+        elif saving:
             network.enable_gradient_checkpointing()
         with LiveMemory(network) as memory:
             latents = torch.zeros(batch, CHANNELS[name], SIDES[name], SIDES[name], dtype=torch.bfloat16)
@@ -57,7 +62,8 @@ def counted(name: str, part: str, saving: bool, batch: int) -> float:
     [
         ("SD1.5", False, 1), ("SD1.5", False, 16), ("SD1.5", True, 4), ("SD2.1", False, 4),
         ("SDXL", False, 4), ("SDXL", True, 1), ("PixArt", False, 16), ("PixArt", True, 4),
-        ("SD3.5", False, 2), ("SD3.5", True, 2), ("Z-Image", False, 1), ("Z-Image", True, 2),
+        ("SD3.5", False, 2), ("SD3.5", True, 2), ("Z-Image", False, 1), ("Z-Image", True, 2), ("Sana", False, 2),
+        ("Sana", True, 2),
     ],
 )  # fmt: skip
 @pytest.mark.slow
@@ -67,7 +73,15 @@ def test_the_denoiser_takes_what_is_planned(name: str, saving: bool, batch: int)
 
 
 @pytest.mark.parametrize(
-    ("name", "saving", "batch"), [("SD1.5", False, 1), ("SDXL", False, 4), ("SD2.1", True, 1), ("SD3.5", True, 1)]
+    ("name", "saving", "batch"),
+    [
+        ("SD1.5", False, 1),
+        ("SDXL", False, 4),
+        ("SD2.1", True, 1),
+        ("SD3.5", True, 1),
+        ("Sana", False, 1),
+        ("Sana", True, 1),
+    ],
 )
 @pytest.mark.slow
 def test_the_decoder_takes_what_is_planned(name: str, saving: bool, batch: int) -> None:

@@ -4,8 +4,10 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AutoencoderDC,
     AutoencoderKL,
     PixArtTransformer2DModel,
+    SanaTransformer2DModel,
     SD3Transformer2DModel,
     UNet2DConditionModel,
     ZImageTransformer2DModel,
@@ -40,8 +42,8 @@ UNETS: dict[str, dict[str, Any]] = {
         "projection_class_embeddings_input_dim": 2816,
     },
 }
-SIDES = {"SD1.5": 64, "SD2.1": 96, "SDXL": 128, "PixArt": 64, "SD3.5": 128, "Z-Image": 128}
-CHANNELS = dict.fromkeys(SIDES, 4) | {"SD3.5": 16, "Z-Image": 16}
+SIDES = {"SD1.5": 64, "SD2.1": 96, "SDXL": 128, "PixArt": 64, "SD3.5": 128, "Z-Image": 128, "Sana": 32}
+CHANNELS = dict.fromkeys(SIDES, 4) | {"SD3.5": 16, "Z-Image": 16, "Sana": 32}
 
 
 def denoiser_of(name: str) -> nn.Module:
@@ -58,21 +60,30 @@ def denoiser_of(name: str) -> nn.Module:
             caption_projection_dim=1536, pooled_projection_dim=2048, pos_embed_max_size=384, qk_norm="rms_norm",
             dual_attention_layers=tuple(range(13)), in_channels=16, out_channels=16, patch_size=2,
         )  # fmt: skip
+    if name == "Sana":  # 1.6B
+        return SanaTransformer2DModel()  # type: ignore[no-any-return]
     if name == "Z-Image":
         return ZImageTransformer2DModel()  # type: ignore[no-any-return]
     return UNet2DConditionModel(**UNETS[name])  # type: ignore[no-any-return]
 
 
-def decoder(channels: int = 4) -> AutoencoderKL:
-    """The autoencoder of all, with as many latent channels."""
-    return AutoencoderKL(
+def decoder_of(name: str) -> nn.Module:
+    """The autoencoder of a model: that of all, with its latent channels; or Sana's, which compresses deeply."""
+    if name == "Sana":
+        blocks = ("ResBlock",) * 3 + ("EfficientViTBlock",) * 3
+        return AutoencoderDC(  # type: ignore[no-any-return]
+            encoder_block_types=blocks, decoder_block_types=blocks, upsample_block_type="interpolate",
+            downsample_block_type="conv", encoder_layers_per_block=(2, 2, 2, 3, 3, 3),
+        )  # fmt: skip
+    network: nn.Module = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=(128, 256, 512, 512),
         layers_per_block=2,
-        latent_channels=channels,
+        latent_channels=CHANNELS[name],
         sample_size=512,
     )
+    return network
 
 
 def denoise(name: str, network: nn.Module, latents: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,6 +94,8 @@ def denoise(name: str, network: nn.Module, latents: Tensor) -> tuple[Tensor, Ten
         n = torch.zeros(count, 64, 2560, dtype=latents.dtype, requires_grad=True)
         x, t = list(latents.unsqueeze(2).unbind()), torch.zeros(count, dtype=latents.dtype)
         return torch.stack(network(x, t, list(n.unbind()), return_dict=False)[0]).squeeze(2), n
+    if name == "Sana":
+        tokens, width = 300, 2304
     n = torch.zeros(count, tokens, width, dtype=latents.dtype, requires_grad=True)
     t = torch.zeros(count, dtype=torch.int64)
     named: dict[str, Any] = {}
@@ -91,6 +104,8 @@ def denoise(name: str, network: nn.Module, latents: Tensor) -> tuple[Tensor, Ten
             "encoder_attention_mask": torch.ones(count, tokens, dtype=latents.dtype),
             "added_cond_kwargs": {"resolution": None, "aspect_ratio": None},
         }
+    if name == "Sana":
+        named = {"encoder_attention_mask": torch.ones(count, tokens, dtype=latents.dtype)}
     if name == "SD3.5":
         named = {"pooled_projections": torch.zeros(count, 2048, dtype=latents.dtype)}
     if name == "SDXL":

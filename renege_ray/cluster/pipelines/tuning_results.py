@@ -122,7 +122,7 @@ def _gallery_images(job: TuningJob, prompts: Sequence[str]) -> dict[str, Tensor]
         encoded.prepare(prompts)
         negatives = {
             "null": encoded.null(),
-            "handwritten": encoded([job.config.prompts.handwritten[0]]),
+            "handwritten": encoded.negatives([job.config.prompts.handwritten[0]]),
             "global": as_stored(job.initial.starting_point(model, encoded)),
             "prompt": own,
         }

@@ -42,7 +42,7 @@ class Subject:
 
     def negatives(self) -> dict[str, Tensor]:
         """Null, handwritten and the embedding itself by their labels, (1, L, D) each."""
-        named = {"null": self.encoded.null(), "handwritten": self.encoded([self.handwritten])}
+        named = {"null": self.encoded.null(), "handwritten": self.encoded.negatives([self.handwritten])}
         return named | {self.label: self.embedding.to(self.model.device)}
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from renege_ray.errors import UserError
 from renege_ray.models.families.pixart_alpha import PixArtAlpha
+from renege_ray.models.families.sana import Sana
 from renege_ray.models.families.stable_diffusion import StableDiffusion
 from renege_ray.models.families.stable_diffusion_3 import StableDiffusion3
 from renege_ray.models.families.stable_diffusion_controlnet import StableDiffusionControlNet
@@ -25,6 +26,7 @@ FAMILIES: dict[str, type[FrozenPipeline]] = {
         StableDiffusionXL,
         StableDiffusion3,
         ZImage,
+        Sana,
         PixArtAlpha,
         StableDiffusionControlNet,
         TextToVideo,

@@ -29,7 +29,7 @@ class StableDiffusionXL(FrozenPipeline):
 
     def null_embedding(self) -> Tensor:
         """Zeros, or the encoded empty text, as the pipeline's configuration says."""
-        null = self.encode_prompts([""])
+        null = self.encode_negatives([""])
         return torch.zeros_like(null) if self.pipeline.config.force_zeros_for_empty_prompt else null
 
     def count_truncated(self, prompts: Sequence[str]) -> int:
