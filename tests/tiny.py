@@ -15,6 +15,8 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    Lumina2Pipeline,
+    Lumina2Transformer2DModel,
     PixArtAlphaPipeline,
     PixArtTransformer2DModel,
     SanaPipeline,
@@ -52,6 +54,10 @@ from transformers import (
 
 from renege_ray.models.families.sana import INSTRUCTION
 
+LUMINA2_SYSTEM = (
+    "You are an assistant designed to generate superior images with the superior degree of image-text alignment based "
+    "on textual prompts or user prompts."
+)
 TINY_LENGTH, TINY_WIDTH = 12, 16
 TINY_SCHEDULER = {
     "beta_start": 0.00085,
@@ -236,6 +242,27 @@ def build_tiny_sana(*, seed: int = 0, scheduler: Any = None, **transformer: Any)
     return _seeded(build, seed)
 
 
+def build_tiny_lumina2(*, seed: int = 0, **scheduler: Any) -> Lumina2Pipeline:
+    """Lumina-Image 2.0: Gemma 2 (24 wide), latents of 16 channels. `scheduler` overrides its configuration."""
+
+    def build() -> Lumina2Pipeline:
+        tokenizer = _gemma_tokenizer([LUMINA2_SYSTEM])
+        return Lumina2Pipeline(
+            text_encoder=Gemma2Model(_gemma_config(tokenizer)),
+            tokenizer=tokenizer,
+            transformer=Lumina2Transformer2DModel(
+                sample_size=8, in_channels=16, hidden_size=32, num_layers=2, num_refiner_layers=1,
+                num_attention_heads=2, num_kv_heads=1, multiple_of=8, axes_dim_rope=(4, 6, 6), axes_lens=(300, 64, 64), cap_feat_dim=24,
+            ),
+            vae=_vae(latent_channels=16, scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False,
+                     use_post_quant_conv=False, block_out_channels=(8, 8, 8, 8),
+                     down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4),
+            scheduler=FlowMatchEulerDiscreteScheduler(**{"shift": 6.0, **scheduler}),
+        )  # fmt: skip
+
+    return _seeded(build, seed)
+
+
 def build_tiny_controlnet(*, seed: int = 0) -> StableDiffusionControlNetPipeline:
     """Stable Diffusion with a ControlNet, whose zero convolutions are as after training: not zero."""
 
@@ -376,15 +403,16 @@ def _unet(**options: Any) -> UNet2DConditionModel:
 
 
 def _vae(**options: Any) -> AutoencoderKL:
-    return AutoencoderKL(
-        block_out_channels=(8, 16),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        layers_per_block=1,
-        norm_num_groups=4,
-        sample_size=16,
-        **({"latent_channels": 4} | options),
-    )
+    sizes = {
+        "block_out_channels": (8, 16),
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "sample_size": 16,
+        "latent_channels": 4,
+    }
+    return AutoencoderKL(**(sizes | options))
 
 
 def write_lora(pipeline: Any, folder: Path, *, text: bool = False) -> Path:

@@ -7,6 +7,10 @@ encoder's outputs for padding. A little noise, always the same, tells them apart
 import torch
 from torch import Tensor
 
+from renege_ray.errors import UserError
+from renege_ray.method.embedding import ATTENTION_MASK, PROMPT_EMBEDS
+from renege_ray.models.layout import EmbeddingLayout
+
 TIE_BREAK = 1e-2  # of the root mean square of n: changes the images little, and tells copies apart
 
 
@@ -26,6 +30,29 @@ def filled(n: Tensor, mask: Tensor) -> Tensor:
     attended = n[mask]
     copies = attended[torch.arange(n.shape[1], device=n.device) % len(attended)]
     return torch.where(mask[..., None], n, _with_noise(copies, attended))
+
+
+def filled_up(embedding: Tensor, layout: EmbeddingLayout) -> Tensor:
+    """A text, filled up to the learned length by copies of its tokens (`filled`), where that length is free.
+
+    Args:
+        embedding: (1, L', D'), packed; the tokens that are attended to come first.
+        layout: says the length.
+
+    Returns:
+        (1, L', D'), packed, with all tokens of the length attended to.
+
+    Raises:
+        UserError: the text has more tokens than are learned.
+    """
+    tensors, length = layout.unpack(embedding), layout.negative_tokens
+    n, mask = tensors[PROMPT_EMBEDS], tensors[ATTENTION_MASK].bool()
+    if (found := int(mask.sum())) > length:
+        raise UserError(
+            f"model.negative_tokens: {length}, but learning is to start from a negative of {found} tokens; give "
+            f"{-(-found // 32) * 32}, or a shorter text"
+        )
+    return layout.pack({PROMPT_EMBEDS: filled(n[:, :length], mask[:, :length])})
 
 
 def told_apart(n: Tensor) -> Tensor:

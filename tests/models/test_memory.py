@@ -7,6 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from renege_ray.models.checkpointing import keep_inputs_alone
+from renege_ray.models.families.lumina2 import Lumina2
 from renege_ray.models.families.pixart_alpha import PixArtAlpha
 from renege_ray.models.families.sana import Sana
 from renege_ray.models.families.stable_diffusion import StableDiffusion
@@ -19,7 +20,7 @@ from tests.models.true_sizes import CHANNELS, SIDES, decoder_of, denoise, denois
 
 FAMILIES = {
     "SD1.5": StableDiffusion, "SD2.1": StableDiffusion, "SDXL": StableDiffusionXL, "PixArt": PixArtAlpha,
-    "SD3.5": StableDiffusion3, "Z-Image": ZImage, "Sana": Sana,
+    "SD3.5": StableDiffusion3, "Z-Image": ZImage, "Sana": Sana, "Lumina2": Lumina2,
 }  # fmt: skip
 
 
@@ -63,7 +64,7 @@ def counted(name: str, part: str, saving: bool, batch: int) -> float:
         ("SD1.5", False, 1), ("SD1.5", False, 16), ("SD1.5", True, 4), ("SD2.1", False, 4),
         ("SDXL", False, 4), ("SDXL", True, 1), ("PixArt", False, 16), ("PixArt", True, 4),
         ("SD3.5", False, 2), ("SD3.5", True, 2), ("Z-Image", False, 1), ("Z-Image", True, 2), ("Sana", False, 2),
-        ("Sana", True, 2),
+        ("Sana", True, 2), ("Lumina2", False, 1), ("Lumina2", True, 2),
     ],
 )  # fmt: skip
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import torch
 from diffusers import (
     AutoencoderDC,
     AutoencoderKL,
+    Lumina2Transformer2DModel,
     PixArtTransformer2DModel,
     SanaTransformer2DModel,
     SD3Transformer2DModel,
@@ -13,6 +14,8 @@ from diffusers import (
     ZImageTransformer2DModel,
 )
 from torch import Tensor, nn
+
+from renege_ray.models.families.lumina2 import Whole
 
 BLOCKS_4 = {
     "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
@@ -42,8 +45,8 @@ UNETS: dict[str, dict[str, Any]] = {
         "projection_class_embeddings_input_dim": 2816,
     },
 }
-SIDES = {"SD1.5": 64, "SD2.1": 96, "SDXL": 128, "PixArt": 64, "SD3.5": 128, "Z-Image": 128, "Sana": 32}
-CHANNELS = dict.fromkeys(SIDES, 4) | {"SD3.5": 16, "Z-Image": 16, "Sana": 32}
+SIDES = {"SD1.5": 64, "SD2.1": 96, "SDXL": 128, "PixArt": 64, "SD3.5": 128, "Z-Image": 128, "Sana": 32, "Lumina2": 128}
+CHANNELS = dict.fromkeys(SIDES, 4) | {"SD3.5": 16, "Z-Image": 16, "Sana": 32, "Lumina2": 16}
 
 
 def denoiser_of(name: str) -> nn.Module:
@@ -60,6 +63,8 @@ def denoiser_of(name: str) -> nn.Module:
             caption_projection_dim=1536, pooled_projection_dim=2048, pos_embed_max_size=384, qk_norm="rms_norm",
             dual_attention_layers=tuple(range(13)), in_channels=16, out_channels=16, patch_size=2,
         )  # fmt: skip
+    if name == "Lumina2":
+        return Lumina2Transformer2DModel(cap_feat_dim=2304)  # type: ignore[no-any-return]
     if name == "Sana":  # 1.6B
         return SanaTransformer2DModel()  # type: ignore[no-any-return]
     if name == "Z-Image":
@@ -94,8 +99,8 @@ def denoise(name: str, network: nn.Module, latents: Tensor) -> tuple[Tensor, Ten
         n = torch.zeros(count, 64, 2560, dtype=latents.dtype, requires_grad=True)
         x, t = list(latents.unsqueeze(2).unbind()), torch.zeros(count, dtype=latents.dtype)
         return torch.stack(network(x, t, list(n.unbind()), return_dict=False)[0]).squeeze(2), n
-    if name == "Sana":
-        tokens, width = 300, 2304
+    if name in ("Sana", "Lumina2"):
+        tokens, width = 300 if name == "Sana" else 256, 2304
     n = torch.zeros(count, tokens, width, dtype=latents.dtype, requires_grad=True)
     t = torch.zeros(count, dtype=torch.int64)
     named: dict[str, Any] = {}
@@ -106,6 +111,8 @@ def denoise(name: str, network: nn.Module, latents: Tensor) -> tuple[Tensor, Ten
         }
     if name == "Sana":
         named = {"encoder_attention_mask": torch.ones(count, tokens, dtype=latents.dtype)}
+    if name == "Lumina2":  # asks for the lengths, which fake tensors do not know
+        named = {"encoder_attention_mask": torch.ones(count, tokens).as_subclass(Whole)}
     if name == "SD3.5":
         named = {"pooled_projections": torch.zeros(count, 2048, dtype=latents.dtype)}
     if name == "SDXL":

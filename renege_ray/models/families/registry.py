@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from renege_ray.errors import UserError
+from renege_ray.models.families.lumina2 import Lumina2
 from renege_ray.models.families.pixart_alpha import PixArtAlpha
 from renege_ray.models.families.sana import Sana
 from renege_ray.models.families.stable_diffusion import StableDiffusion
@@ -27,6 +28,7 @@ FAMILIES: dict[str, type[FrozenPipeline]] = {
         StableDiffusion3,
         ZImage,
         Sana,
+        Lumina2,
         PixArtAlpha,
         StableDiffusionControlNet,
         TextToVideo,

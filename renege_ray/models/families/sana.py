@@ -25,7 +25,7 @@ from renege_ray.models.base import Activations
 from renege_ray.models.checkpointing import keep_inputs_alone
 from renege_ray.models.frozen_pipeline import FrozenPipeline, count_longer
 from renege_ray.models.layout import EmbeddingLayout
-from renege_ray.models.starting_point import filled
+from renege_ray.models.starting_point import filled_up
 
 TOKENS = 300  # the pipeline's max_sequence_length
 INSTRUCTION: list[str] = signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
@@ -59,10 +59,8 @@ class Sana(FrozenPipeline):
         return "guidance_embeds in transformer/config.json: the guidance scale is an input" if told else ""
 
     def starting_point(self, embedding: Tensor) -> Tensor:
-        """The same text, filled up to the learned length by copies of its tokens, told apart; cut there if longer."""
-        tensors, length = self.embedding_layout.unpack(embedding), self.embedding_layout.negative_tokens
-        n, mask = tensors[PROMPT_EMBEDS][:, :length], tensors[ATTENTION_MASK][:, :length].bool()
-        return self.embedding_layout.pack({PROMPT_EMBEDS: filled(n, mask)})
+        """The same text, filled up to the learned length. UserError where it has more tokens than are learned."""
+        return filled_up(embedding, self.embedding_layout)
 
     @classmethod
     def call_arguments(cls, pipeline: Any, prompts: str | Sequence[str] | None, tokens: int) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from renege_ray.models.base import Activations
 from renege_ray.models.frozen_pipeline import FrozenPipeline, count_longer
 from renege_ray.models.layout import EmbeddingLayout
 from renege_ray.models.noise_schedule import shift_of_resolution
-from renege_ray.models.starting_point import filled
+from renege_ray.models.starting_point import filled_up
 
 TOKENS = 512  # the pipeline's max_sequence_length
 NEGATIVE_TOKENS = 64
@@ -67,19 +67,8 @@ class ZImage(FrozenPipeline):
         return f"shift {TURBO_SHIFT:g} in scheduler/scheduler_config.json, as Z-Image-Turbo has it" if turbo else ""
 
     def starting_point(self, embedding: Tensor) -> Tensor:
-        """The same text, filled up to the learned length by copies of its tokens, told apart.
-
-        Raises:
-            UserError: it has more tokens than are learned.
-        """
-        tensors, length = self.embedding_layout.unpack(embedding), self.embedding_layout.negative_tokens
-        n, mask = tensors[PROMPT_EMBEDS], tensors[ATTENTION_MASK].bool()
-        if (found := int(mask.sum())) > length:
-            raise UserError(
-                f"model.negative_tokens: {length}, but learning is to start from a negative of {found} tokens; give "
-                f"{-(-found // 32) * 32}, or a shorter text"
-            )
-        return self.embedding_layout.pack({PROMPT_EMBEDS: filled(n[:, :length], mask[:, :length])})
+        """The same text, filled up to the learned length. UserError where it has more tokens than are learned."""
+        return filled_up(embedding, self.embedding_layout)
 
     @classmethod
     def negative_arguments(cls, tensors: dict[str, Tensor]) -> dict[str, Any]:

@@ -1,0 +1,131 @@
+"""Lumina-Image 2.0 (diffusers' Lumina2Pipeline): flow matching, one sequence of text and image, Gemma 2 as encoder.
+
+A negative is n, the last but one hidden state of Gemma, and the mask of the tokens that are attended to: up to 256 of
+them. The empty text has one, the beginning of a text; a learned negative has `model.negative_tokens`, 64 by default. A
+prompt stands behind the pipeline's own system prompt, a negative stands alone (unless it is written with one).
+
+Where the pipeline guides, the result is rescaled to the norm of the prompt's own output, row by row of the latents
+(`cfg_normalization`, on by default), and steps behind a share `cfg_trunc_ratio` of all are not guided. The transformer
+is told 1 - t / 1000 and predicts x_0 - e, the velocity with the other sign.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from renege_ray.errors import UserError
+from renege_ray.method.embedding import ATTENTION_MASK, PROMPT_EMBEDS
+from renege_ray.method.guidance import Guidance
+from renege_ray.method.rescaling import match_norm, row_norm
+from renege_ray.method.schedule import Schedule
+from renege_ray.models.base import Activations
+from renege_ray.models.frozen_pipeline import FrozenPipeline, count_longer, tokenize
+from renege_ray.models.layout import EmbeddingLayout
+from renege_ray.models.noise_schedule import shift_of_resolution
+from renege_ray.models.starting_point import filled_up
+
+TOKENS = 256  # the pipeline's max_sequence_length
+NEGATIVE_TOKENS = 64
+PIXELS_A_LATENT = 8  # in the pipeline, whatever its VAE
+
+
+class Lumina2(FrozenPipeline):
+    """A frozen Lumina2Pipeline."""
+
+    PIPELINE = "Lumina2Pipeline"
+    DENOISER = "transformer"
+    DENOISER_CLASSES = ("Lumina2Transformer2DModel",)
+    FLOW_MATCHING = True
+    JOINT_ATTENTION = True
+    UNGUIDED = (1.0, "Lumina2Pipeline guides, and takes a negative, at a guidance_scale above 1")
+    GUIDANCE_OPTIONS = MappingProxyType({"cfg_trunc_ratio": 1.0, "cfg_normalization": 1.0})
+    PATCH = 2
+    MEMORY = (Activations(1.0, 7.4), Activations(1.0, 4.61), 128)
+
+    @classmethod
+    def layout(cls, pipeline: Any, tokens: int | None = None) -> EmbeddingLayout:
+        """Texts of up to 256 tokens, of which a learned negative has `tokens`. UserError where these are more."""
+        tokens = tokens or NEGATIVE_TOKENS
+        if tokens > TOKENS:
+            raise UserError(
+                f"model.negative_tokens: {tokens} is more than the {TOKENS} tokens that {cls.PIPELINE} takes"
+            )
+        width = int(pipeline.text_encoder.config.hidden_size)
+        return EmbeddingLayout(TOKENS, width, masked=True, learned_tokens=tokens)
+
+    def starting_point(self, embedding: Tensor) -> Tensor:
+        """The same text, filled up to the learned length. UserError where it has more tokens than are learned."""
+        return filled_up(embedding, self.embedding_layout)
+
+    @classmethod
+    def call_arguments(cls, pipeline: Any, prompts: str | Sequence[str] | None, tokens: int) -> dict[str, Any]:
+        """The prompts encoded, which would be refused in words beside a negative embedding."""
+        if prompts is None:
+            return {}
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        embeds, mask, _, _ = pipeline.encode_prompt(texts, do_classifier_free_guidance=False)
+        return {"prompt_embeds": embeds, "prompt_attention_mask": mask}
+
+    @classmethod
+    def negative_arguments(cls, tensors: dict[str, Tensor]) -> dict[str, Any]:
+        """As long as the prompts, which the pipeline wants them to be: what is added is not attended to."""
+        n, mask = tensors[PROMPT_EMBEDS], tensors[ATTENTION_MASK]
+        missing = TOKENS - n.shape[1]
+        return {PROMPT_EMBEDS: pad(n, (0, 0, 0, missing)), ATTENTION_MASK: pad(mask, (0, missing))}
+
+    def count_truncated(self, prompts: Sequence[str]) -> int:
+        """How many prompts, behind the system prompt, have more tokens than L."""
+        return count_longer(self.pipeline.tokenizer, self._behind_the_system_prompt(prompts), TOKENS)
+
+    @staticmethod
+    def _pixels_a_latent(vae: Mapping[str, Any]) -> int:
+        return PIXELS_A_LATENT
+
+    def _timestep_arguments(self, num_inference_steps: int) -> dict[str, Any]:
+        """The pipeline takes the channels for the tokens of the image, so that the shift is the same at all sizes."""
+        sigmas = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)
+        return {"sigmas": sigmas, "mu": shift_of_resolution(self._scheduler, self.latent_shape[0])}
+
+    def _guidance(self, scale: float, schedule: Schedule, options: Mapping[str, float]) -> Guidance:
+        steps = len(schedule.timesteps)
+        truncated = torch.tensor([(i + 1) / steps > options["cfg_trunc_ratio"] for i in range(steps)])
+        guided = torch.where(truncated, 1.0, scale).double()
+        return Guidance(guided, partial(match_norm, norm=row_norm) if options["cfg_normalization"] else None)
+
+    def _encode(self, prompts: list[str]) -> dict[str, Tensor]:
+        return self._encode_negatives(self._behind_the_system_prompt(prompts))
+
+    def _encode_negatives(self, texts: list[str]) -> dict[str, Tensor]:
+        tokens = tokenize(self.pipeline.tokenizer, texts, TOKENS).to(self.device)
+        states = self.pipeline.text_encoder(
+            tokens.input_ids, attention_mask=tokens.attention_mask, output_hidden_states=True
+        ).hidden_states
+        return {PROMPT_EMBEDS: states[-2], ATTENTION_MASK: tokens.attention_mask}
+
+    def _behind_the_system_prompt(self, prompts: Sequence[str]) -> list[str]:
+        return [f"{self.pipeline.system_prompt} <Prompt Start> {prompt}" for prompt in prompts]
+
+    def _predict(self, latents: Tensor, timestep: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+        mask = tensors[ATTENTION_MASK]
+        output: Tensor = self._compiled(
+            latents,
+            1 - timestep.expand(len(latents)) / self._scheduler.config.num_train_timesteps,
+            tensors[PROMPT_EMBEDS],
+            mask.as_subclass(Whole) if mask.is_meta else mask,
+            return_dict=False,
+        )[0]
+        return -output
+
+
+class Whole(Tensor):
+    """A mask without numbers (on torch's meta device), of which the transformer asks how many tokens it leaves: all."""
+
+    def sum(self, dim: int) -> Tensor:  # type: ignore[override]
+        """Of each row, on the CPU."""
+        return torch.full((len(self),), self.shape[dim])
