@@ -252,7 +252,8 @@ def build_tiny_lumina2(*, seed: int = 0, **scheduler: Any) -> Lumina2Pipeline:
             tokenizer=tokenizer,
             transformer=Lumina2Transformer2DModel(
                 sample_size=8, in_channels=16, hidden_size=32, num_layers=2, num_refiner_layers=1,
-                num_attention_heads=2, num_kv_heads=1, multiple_of=8, axes_dim_rope=(4, 6, 6), axes_lens=(300, 64, 64), cap_feat_dim=24,
+                num_attention_heads=2, num_kv_heads=1, multiple_of=8, axes_dim_rope=(4, 6, 6), axes_lens=(300, 64, 64),
+                cap_feat_dim=24,
             ),
             vae=_vae(latent_channels=16, scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False,
                      use_post_quant_conv=False, block_out_channels=(8, 8, 8, 8),

@@ -53,7 +53,7 @@ class FrozenPipeline(ABC):
     GUIDANCE_OPTIONS: ClassVar[Mapping[str, float]] = MappingProxyType({})
     POOLS_FIRST: ClassVar[bool] = False  # whether the first text encoder ends in a projection
     JOINT_ATTENTION: ClassVar[bool] = False  # whether text and image attend to each other as one sequence
-    TAKES_ROWS: ClassVar[bool] = True  # whether the denoiser takes tensors of B rows; what takes lists is not compiled
+    TAKES_ROWS: ClassVar[bool] = True  # whether texts in it are of one length; else it is not compiled
     # (height, width) in pixels that the pipeline makes where it is told none; None: what the denoiser was trained at.
     SIZE: ClassVar[tuple[int, int] | None] = None
     PATCH: ClassVar[int] = 1  # latents a side of what the denoiser takes as one: sides are multiples of it

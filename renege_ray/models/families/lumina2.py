@@ -43,6 +43,7 @@ class Lumina2(FrozenPipeline):
     DENOISER_CLASSES = ("Lumina2Transformer2DModel",)
     FLOW_MATCHING = True
     JOINT_ATTENTION = True
+    TAKES_ROWS = False  # the transformer cuts each text to its own length: there would be a graph for each
     UNGUIDED = (1.0, "Lumina2Pipeline guides, and takes a negative, at a guidance_scale above 1")
     GUIDANCE_OPTIONS = MappingProxyType({"cfg_trunc_ratio": 1.0, "cfg_normalization": 1.0})
     PATCH = 2
