@@ -58,8 +58,8 @@ class NegativeEmbedding(embedding.NegativeEmbedding):
         Raises:
             UserError: they are others.
         """
+        from renege_ray.embeddings.pipeline_encoders import check_encoders
         from renege_ray.models.families.registry import FAMILIES
-        from renege_ray.models.pipeline_encoders import check_encoders
         from renege_ray.models.text_encoder import describe_encoder, layout_of, text_encoders
 
         known = self.metadata.text_encoder_hash
