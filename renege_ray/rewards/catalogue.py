@@ -33,7 +33,7 @@ class RewardFacts:
     """What the configuration and all results call it."""
     version: str
     module: str
-    """The file of this package whose `load` makes it."""
+    """The module of this package whose `load` makes it."""
     usual_range: tuple[float, float]
     """Most scores of ordinary generated images lie in it."""
     about: str
@@ -54,6 +54,7 @@ class RewardFacts:
 CLIP_VOCABULARY = Source("clip_vocabulary", "openai/clip-vit-large-patch14", ("merges.txt", "tokenizer.json"))
 BERT_VOCABULARY = Source("bert_vocabulary", "google-bert/bert-base-uncased", ("vocab.txt",))
 DINO = Source("dino", "facebook/dino-vitb16", ("pytorch_model.bin", "model.safetensors"), ("config.json",))
+QWEN2_VL = Source("qwen2_vl", "Qwen/Qwen2-VL-7B-Instruct", ("tokenizer.json",), ("config.json",))
 CLIP_B = Source("clip_b", "openai/clip-vit-base-patch32", ("pytorch_model.bin", "model.safetensors"), ("config.json",))
 CLIP_L = Source("clip", "openai/clip-vit-large-patch14", ("model.safetensors",), ("config.json",))
 
@@ -136,6 +137,16 @@ _ALL = (
         (Source("imagereward", "THUDM/ImageReward", ("ImageReward.pt",)), BERT_VOCABULARY),
         gflop=(137.8, 141.7),
         gib=1.1,
+    ),
+    RewardFacts(
+        "hpsv3",
+        "7B",
+        "hpsv3.reward",
+        (-5, 15),
+        "Human Preference Score v3: what people prefer, by a language model that sees, Qwen2-VL 7B",
+        (Source("hpsv3", "MizzenAI/HPSv3", ("HPSv3.safetensors",)), QWEN2_VL),
+        gflop=(12_300, 12_700),
+        gib=14.4,
     ),
 )
 

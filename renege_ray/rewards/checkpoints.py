@@ -158,16 +158,17 @@ def num_heads(width: int, head_width: int = HEAD_WIDTH) -> int:
     return width // head_width
 
 
-def assemble(make: Callable[[], M], weights: Mapping[str, Tensor], path: Path) -> M:
-    """A frozen float32 module that has the given weights for its own; what else there is among them is left out.
+def assemble(make: Callable[[], M], weights: Mapping[str, Tensor], path: Path, dtype: torch.dtype = torch.float32) -> M:
+    """A frozen module that has the given weights for its own; what else there is among them is left out.
 
     It is made without storage of its own, so no weights are drawn at random or copied. (`from_pretrained` does this
     too, but it wants a folder, and prints what it has left out.)
 
     Args:
         make: makes the module.
-        weights: by the module's own names; those in float32 are not copied.
+        weights: by the module's own names; those in `dtype` are not copied.
         path: the checkpoint, for the error.
+        dtype: of the module.
 
     Raises:
         UserError: a weight is missing or has another shape.
@@ -182,7 +183,7 @@ def assemble(make: Callable[[], M], weights: Mapping[str, Tensor], path: Path) -
                 f"checkpoint {path} does not fit: {name} has to be {tuple(empty.shape)}, and there is {there}; "
                 "is it the file of another model?"
             )
-    module.load_state_dict({name: weights[name].float() for name in state}, assign=True)
+    module.load_state_dict({name: weights[name].to(dtype) for name in state}, assign=True)
     for name, buffer in [*module.named_buffers()]:
         if buffer.is_meta:  # in CLIP and BLIP these are the positions 0 ... L - 1, which are not stored
             owner, _, attribute = name.rpartition(".")

@@ -10,6 +10,7 @@ layer stay float32. Measured on ViTs of 32 layers with random weights, cosines a
 in bfloat16 it is 0.0013, as much as two images differ.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -61,13 +62,17 @@ def normalise(images: Tensor, mean: tuple[float, float, float] = MEAN, std: tupl
 
 def compute_in(tower: nn.Module, dtype: torch.dtype) -> None:
     """Move attention and MLP of a vision tower of transformers (CLIP's, BLIP's) to a dtype, in place."""
+    layers: Any = tower.encoder.layers  # type: ignore[union-attr]
+    compute_blocks_in([block for layer in layers for block in (layer.self_attn, layer.mlp)], dtype)
+
+
+def compute_blocks_in(blocks: Iterable[nn.Module], dtype: torch.dtype) -> None:
+    """Move blocks whose outputs are added to a float32 stream to a dtype, in place."""
     if dtype == torch.float32:
         return
-    layers: Any = tower.encoder.layers  # type: ignore[union-attr]
-    for layer in layers:
-        for block in (layer.self_attn, layer.mlp):
-            block.to(dtype)
-            block.register_forward_pre_hook(_cast_inputs, with_kwargs=True)
+    for block in blocks:
+        block.to(dtype)
+        block.register_forward_pre_hook(_cast_inputs, with_kwargs=True)
 
 
 def _cast_inputs(block: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:
@@ -75,6 +80,6 @@ def _cast_inputs(block: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any
     dtype = next(block.parameters()).dtype
 
     def cast(value: Any) -> Any:
-        return value.to(dtype) if isinstance(value, Tensor) else value
+        return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
     return tuple(map(cast, inputs)), {name: cast(value) for name, value in named.items()}

@@ -67,7 +67,7 @@ def test_the_list(capsys: Capture) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--reward", "hpsv3", "--prompt", "x", "IMAGE"], "--reward 'hpsv3' is not known: did you mean 'hpsv2'?"),
+        (["--reward", "hpsv4", "--prompt", "x", "IMAGE"], "--reward 'hpsv4' is not known: did you mean 'hpsv3'?"),
         (["--prompt", "x", "IMAGE"], "--reward"),
         (["--reward", "toy", "IMAGE"], "--prompt: toy needs one"),
         (["--reward", "toy", "--prompt", "x"], "IMAGE"),

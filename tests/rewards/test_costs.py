@@ -14,12 +14,16 @@ from transformers import (
     BlipVisionModel,
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
+    Qwen2VLConfig,
+    Qwen2VLModel,
     ViTConfig,
     ViTModel,
 )
 
 from renege_ray.models.toy.preferences import REWARD_NETWORKS
 from renege_ray.rewards.catalogue import REWARDS, VIDEO_METRICS
+from renege_ray.rewards.hpsv3.qwen2_vl import PatchProjection, image_features
+from renege_ray.rewards.hpsv3.reward import PIXELS
 from renege_ray.rewards.imagereward import MAX_TOKENS
 
 Flops = tuple[float, float]
@@ -86,6 +90,34 @@ def imagereward() -> Flops:
     return of_vision[0] + of_text[0], of_vision[1] + of_text[1]
 
 
+QWEN2_VL_7B = {
+    "hidden_size": 3584, "intermediate_size": 18944, "num_attention_heads": 28, "num_key_value_heads": 4,
+    "vocab_size": 151658, "rope_theta": 1e6, "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+}  # fmt: skip
+TEXT_TOKENS = 550  # of the instruction with a prompt, about
+
+
+def qwen2_vl(text_layers: int, vision_layers: int) -> Qwen2VLModel:
+    sizes: Any = QWEN2_VL_7B | {"num_hidden_layers": text_layers, "vision_config": {"depth": vision_layers}}
+    return Qwen2VLModel(Qwen2VLConfig(**sizes)).eval().requires_grad_(False)
+
+
+def hpsv3() -> Flops:
+    def vision(number: int) -> Flops:
+        with torch.device("meta"):
+            model = qwen2_vl(0, number)
+        model.visual.patch_embed = PatchProjection(model.visual.patch_embed.proj.weight)
+        return count(lambda x: image_features(model, x, PIXELS), 1, 3, 448, 448)
+
+    def text(number: int) -> Flops:
+        with torch.device("meta"):
+            model = qwen2_vl(number, 0).language_model
+        return count(lambda x: model(inputs_embeds=x).last_hidden_state, 1, 256 + TEXT_TOKENS, 3584)
+
+    of_vision, of_text = of_layers(32, vision), of_layers(28, text)
+    return of_vision[0] + of_text[0], of_vision[1] + of_text[1]
+
+
 def toy(name: str) -> Flops:
     with torch.device("meta"):
         network = REWARD_NETWORKS[name](400, 399).requires_grad_(False)
@@ -98,6 +130,7 @@ def toy(name: str) -> Flops:
         (("hpsv2-v2.1", "hpsv2-v2.0", "pickscore"), lambda: clip(32, **VIT_H, projection_dim=1024)),
         (("clip", "aesthetic"), lambda: clip(24, **VIT_L, projection_dim=768)),
         (("imagereward",), imagereward),
+        (("hpsv3",), hpsv3),
         (("toy",), lambda: toy("toy")),
         (("toy_held_out",), lambda: toy("toy_held_out")),
         (("subject_consistency",), dino),
@@ -117,6 +150,7 @@ def test_the_weights_of_a_reward() -> None:
         "clip": (303e6, 124e6),
         "aesthetic": (303e6, 0),
         "imagereward": (303e6, 142e6),
+        "hpsv3": (7745e6, 0),
     }
     for name, (image, text) in towers.items():
         facts, looks_at_the_image = REWARDS[name], name == "imagereward"

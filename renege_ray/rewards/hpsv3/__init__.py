@@ -1,0 +1,1 @@
+"""HPSv3: a language model that sees images and rates them."""
