@@ -16,7 +16,12 @@ _EMBEDDED = ("toy", "toy2")
 _TOY_REWARDS = ("toy", "toy_held_out", "judge")
 _INDEX = "model_index.json"
 # Of pipelines; those of Stable Diffusion's tell by the width of the text encoder which one they are of.
-_PRESETS = {"StableDiffusionXLPipeline": "sdxl", "PixArtAlphaPipeline": "pixart", "SanaPipeline": "sana"}
+_PRESETS = {
+    "StableDiffusionXLPipeline": "sdxl",
+    "PixArtAlphaPipeline": "pixart",
+    "SanaPipeline": "sana",
+    "Lumina2Pipeline": "lumina2",
+}
 _BY_WIDTH = ("StableDiffusionPipeline", "StableDiffusionControlNetPipeline", "TextToVideoSDPipeline")
 _HUB_SECONDS = 5.0
 _WIDE = 1024  # OpenCLIP's, of 2.x

@@ -206,7 +206,8 @@ class FrozenPipeline(ABC):
     @torch.no_grad()
     def encode_negatives(self, texts: Sequence[str]) -> Tensor:
         """n of negative prompts, (B, L', D') float32: what the pipeline encodes them to, packed."""
-        return self.embedding_layout.pack(self._encode_negatives(list(texts)))
+        with self.encoding():
+            return self.embedding_layout.pack(self._encode_negatives(list(texts)))
 
     def null_embedding(self) -> Tensor:
         """What the pipeline takes where it is given no negative prompt: the encoded empty text."""

@@ -10,13 +10,21 @@ from renege_ray.cluster.cost import evaluation_cost, gradient_cost, validation_i
 from renege_ray.cluster.plan import describe_plan
 from renege_ray.config.run import RunConfig, parse_config
 from renege_ray.errors import UserError
-from tests.tiny import build_tiny_pipeline, build_tiny_pixart, build_tiny_sana, build_tiny_sdxl, build_tiny_video
+from tests.tiny import (
+    build_tiny_lumina2,
+    build_tiny_pipeline,
+    build_tiny_pixart,
+    build_tiny_sana,
+    build_tiny_sdxl,
+    build_tiny_video,
+)
 
 MODELS = {
     "StableDiffusion, negative of 12 tokens x 16": build_tiny_pipeline,
     "StableDiffusionXL, negative of 12 tokens x 40 + pooled 20": build_tiny_sdxl,
     "PixArtAlpha, negative of 120 tokens x 16 + attention mask": build_tiny_pixart,
     "Sana, negative of 300 tokens x 24 + attention mask": build_tiny_sana,
+    "Lumina2, negative of 64 tokens x 24 + attention mask": build_tiny_lumina2,
     "TextToVideo, negative of 12 tokens x 24": build_tiny_video,
 }
 

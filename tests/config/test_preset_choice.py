@@ -35,6 +35,7 @@ FAMILIES = [
     ("StableDiffusionXLPipeline", 2048, "sdxl"),
     ("PixArtAlphaPipeline", None, "pixart"),
     ("SanaPipeline", None, "sana"),
+    ("Lumina2Pipeline", None, "lumina2"),
     ("TextToVideoSDPipeline", 1024, "sd21"),
 ]
 
@@ -72,7 +73,7 @@ def test_a_model_in_the_hubs_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     assert preset_for("acme/tiny", download=False)[0] == "sdxl"
 
 
-@pytest.mark.parametrize("name", ["sd14", "sd15", "sd21", "sdxl", "pixart", "sana"])
+@pytest.mark.parametrize("name", ["sd14", "sd15", "sd21", "sdxl", "pixart", "sana", "lumina2"])
 def test_the_presets_own_models(name: str) -> None:
     assert preset_for(load_preset(name).model.id, download=False)[0] == name
 

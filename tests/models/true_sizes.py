@@ -15,7 +15,7 @@ from diffusers import (
 )
 from torch import Tensor, nn
 
-from renege_ray.models.families.lumina2 import Whole
+from renege_ray.models.families.lumina2 import WholeMask
 
 BLOCKS_4 = {
     "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
@@ -112,7 +112,7 @@ def denoise(name: str, network: nn.Module, latents: Tensor) -> tuple[Tensor, Ten
     if name == "Sana":
         named = {"encoder_attention_mask": torch.ones(count, tokens, dtype=latents.dtype)}
     if name == "Lumina2":  # asks for the lengths, which fake tensors do not know
-        named = {"encoder_attention_mask": torch.ones(count, tokens).as_subclass(Whole)}
+        named = {"encoder_attention_mask": WholeMask(torch.ones(count, tokens))}
     if name == "SD3.5":
         named = {"pooled_projections": torch.zeros(count, 2048, dtype=latents.dtype)}
     if name == "SDXL":

@@ -47,7 +47,7 @@ class Lumina2(FrozenPipeline):
     UNGUIDED = (1.0, "Lumina2Pipeline guides, and takes a negative, at a guidance_scale above 1")
     GUIDANCE_OPTIONS = MappingProxyType({"cfg_trunc_ratio": 1.0, "cfg_normalization": 1.0})
     PATCH = 2
-    MEMORY = (Activations(1.0, 7.4), Activations(1.0, 4.61), 128)
+    MEMORY = (Activations(17.8, 7.4), Activations(1.415, 4.61), 128)
 
     @classmethod
     def layout(cls, pipeline: Any, tokens: int | None = None) -> EmbeddingLayout:
@@ -118,15 +118,26 @@ class Lumina2(FrozenPipeline):
             latents,
             1 - timestep.expand(len(latents)) / self._scheduler.config.num_train_timesteps,
             tensors[PROMPT_EMBEDS],
-            mask.as_subclass(Whole) if mask.is_meta else mask,
+            WholeMask(mask) if mask.is_meta else mask,
             return_dict=False,
         )[0]
         return -output
 
 
-class Whole(Tensor):
-    """A mask without numbers (on torch's meta device), of which the transformer asks how many tokens it leaves: all."""
+class WholeMask:
+    """A mask whose numbers are not known (on torch's meta device), where the transformer asks for lengths: all tokens."""
 
-    def sum(self, dim: int) -> Tensor:  # type: ignore[override]
-        """Of each row, on the CPU."""
-        return torch.full((len(self),), self.shape[dim])
+    def __init__(self, mask: Tensor) -> None:
+        self._mask, self.shape = mask, mask.shape
+
+    def bool(self) -> Tensor:
+        """The mask itself."""
+        return self._mask.bool()
+
+    def sum(self, dim: int) -> "WholeMask":
+        """Something with a `tolist`."""
+        return self
+
+    def tolist(self) -> list[int]:
+        """The length of each row."""
+        return [self.shape[1]] * self.shape[0]
