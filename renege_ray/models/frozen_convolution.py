@@ -8,6 +8,7 @@ A compiled network needs them, too: in its graph the input is an argument of the
 is looked at or not.
 """
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -41,8 +42,9 @@ class _FrozenConvolution(torch.autograd.Function):
 def freeze_convolutions(network: nn.Module) -> None:
     """Let all convolutions of a frozen network compute so, in place. Weights, names and outputs stay as they are."""
     for part in network.modules():
-        if type(part) in _FROZEN and not isinstance(part.padding, str) and part.padding_mode == "zeros":
-            part.__class__ = _FROZEN[type(part)]
+        plain = getattr(type(part), "_conv_forward", None) in _PLAIN  # also of a class that only pads otherwise
+        if plain and not isinstance(part.padding, str) and part.padding_mode == "zeros":
+            part.__class__ = _frozen(type(part))
 
 
 class _Frozen:
@@ -56,12 +58,9 @@ class _Frozen:
         return made
 
 
-class FrozenConv2d(_Frozen, nn.Conv2d):
-    """See `freeze_convolutions`."""
+_PLAIN = (nn.Conv2d._conv_forward, nn.Conv3d._conv_forward)
 
 
-class FrozenConv3d(_Frozen, nn.Conv3d):
-    """See `freeze_convolutions`."""
-
-
-_FROZEN: dict[type[nn.Module], type[nn.Module]] = {nn.Conv2d: FrozenConv2d, nn.Conv3d: FrozenConv3d}
+@cache
+def _frozen(kind: type[nn.Module]) -> type[nn.Module]:
+    return type(f"Frozen{kind.__name__}", (_Frozen, kind), {})

@@ -44,6 +44,17 @@ CONFIG_KEYS = {
         "sliding_window",
         "vocab_size",
     ),
+    "qwen2_5_vl": (
+        "hidden_act",
+        "hidden_size",
+        "intermediate_size",
+        "model_type",
+        "num_attention_heads",
+        "num_hidden_layers",
+        "num_key_value_heads",
+        "rms_norm_eps",
+        "vocab_size",
+    ),
     "qwen3": (
         "head_dim",
         "hidden_act",
@@ -221,8 +232,8 @@ def hash_text_encoder(text_encoder: torch.nn.Module) -> str:
     configuration.
 
     Weights are rounded to float16 first, so that the float32 and the float16 files of one encoder have the
-    same hash. Names count without `text_model.` and `model.`, prefixes that come and go with the version of
-    transformers and with the head of a language model.
+    same hash. Names count without `text_model.`, `model.` and `language_model.`, prefixes that come and go with the
+    version of transformers and with the head of a language model.
     """
     kind = _kind(text_encoder.config)
     state = (kind, [(weight.data_ptr(), weight._version, weight.dtype) for weight in text_encoder.parameters()])
@@ -245,12 +256,13 @@ def hash_weights(config: Any, names: Iterable[str], weight: Callable[[str], torc
 
 def bare(name: str) -> str:
     """The name of a weight without the prefixes that come and go."""
-    return name.removeprefix("text_model.").removeprefix("model.")
+    return name.removeprefix("text_model.").removeprefix("model.").removeprefix("language_model.")
 
 
 def _kind(config: Any) -> str:
     keys = CONFIG_KEYS.get(config.model_type, ("model_type",))
-    return json.dumps({key: getattr(config, key, None) for key in keys})
+    of = dict.fromkeys(keys, getattr(config, "text_config", config)) | {"model_type": config}  # it may see images, too
+    return json.dumps({key: getattr(of[key], key, None) for key in keys})
 
 
 # T5's 4.7 billion weights take many seconds, and a pipeline's encoder is looked at for every call of it.

@@ -19,50 +19,31 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from renege_ray.errors import UserError
 from renege_ray.method.embedding import ATTENTION_MASK, PROMPT_EMBEDS
 from renege_ray.method.guidance import Guidance
 from renege_ray.method.rescaling import match_norm, row_norm
 from renege_ray.method.schedule import Schedule
 from renege_ray.models.base import Activations
-from renege_ray.models.frozen_pipeline import FrozenPipeline, count_longer, tokenize
-from renege_ray.models.layout import EmbeddingLayout
+from renege_ray.models.free_length import FreeLength
+from renege_ray.models.frozen_pipeline import count_longer, tokenize
 from renege_ray.models.noise_schedule import shift_of_resolution
-from renege_ray.models.starting_point import filled_up
 
-TOKENS = 256  # the pipeline's max_sequence_length
-NEGATIVE_TOKENS = 64
 PIXELS_A_LATENT = 8  # in the pipeline, whatever its VAE
 
 
-class Lumina2(FrozenPipeline):
+class Lumina2(FreeLength):
     """A frozen Lumina2Pipeline."""
 
     PIPELINE = "Lumina2Pipeline"
     DENOISER = "transformer"
     DENOISER_CLASSES = ("Lumina2Transformer2DModel",)
     FLOW_MATCHING = True
-    JOINT_ATTENTION = True
+    TOKENS = 256  # the pipeline's max_sequence_length
     TAKES_ROWS = False  # the transformer cuts each text to its own length: there would be a graph for each
     UNGUIDED = (1.0, "Lumina2Pipeline guides, and takes a negative, at a guidance_scale above 1")
     GUIDANCE_OPTIONS = MappingProxyType({"cfg_trunc_ratio": 1.0, "cfg_normalization": 1.0})
     PATCH = 2
     MEMORY = (Activations(17.8, 7.4), Activations(1.415, 4.61), 128)
-
-    @classmethod
-    def layout(cls, pipeline: Any, tokens: int | None = None) -> EmbeddingLayout:
-        """Texts of up to 256 tokens, of which a learned negative has `tokens`. UserError where these are more."""
-        tokens = tokens or NEGATIVE_TOKENS
-        if tokens > TOKENS:
-            raise UserError(
-                f"model.negative_tokens: {tokens} is more than the {TOKENS} tokens that {cls.PIPELINE} takes"
-            )
-        width = int(pipeline.text_encoder.config.hidden_size)
-        return EmbeddingLayout(TOKENS, width, masked=True, learned_tokens=tokens)
-
-    def starting_point(self, embedding: Tensor) -> Tensor:
-        """The same text, filled up to the learned length. UserError where it has more tokens than are learned."""
-        return filled_up(embedding, self.embedding_layout)
 
     @classmethod
     def call_arguments(cls, pipeline: Any, prompts: str | Sequence[str] | None, tokens: int) -> dict[str, Any]:
@@ -77,12 +58,12 @@ class Lumina2(FrozenPipeline):
     def negative_arguments(cls, tensors: dict[str, Tensor]) -> dict[str, Any]:
         """As long as the prompts, which the pipeline wants them to be: what is added is not attended to."""
         n, mask = tensors[PROMPT_EMBEDS], tensors[ATTENTION_MASK]
-        missing = TOKENS - n.shape[1]
+        missing = cls.TOKENS - n.shape[1]
         return {PROMPT_EMBEDS: pad(n, (0, 0, 0, missing)), ATTENTION_MASK: pad(mask, (0, missing))}
 
     def count_truncated(self, prompts: Sequence[str]) -> int:
         """How many prompts, behind the system prompt, have more tokens than L."""
-        return count_longer(self.pipeline.tokenizer, self._behind_the_system_prompt(prompts), TOKENS)
+        return count_longer(self.pipeline.tokenizer, self._behind_the_system_prompt(prompts), self.TOKENS)
 
     @staticmethod
     def _pixels_a_latent(vae: Mapping[str, Any]) -> int:
@@ -103,7 +84,7 @@ class Lumina2(FrozenPipeline):
         return self._encode_negatives(self._behind_the_system_prompt(prompts))
 
     def _encode_negatives(self, texts: list[str]) -> dict[str, Tensor]:
-        tokens = tokenize(self.pipeline.tokenizer, texts, TOKENS).to(self.device)
+        tokens = tokenize(self.pipeline.tokenizer, texts, self.TOKENS).to(self.device)
         states = self.pipeline.text_encoder(
             tokens.input_ids, attention_mask=tokens.attention_mask, output_hidden_states=True
         ).hidden_states
@@ -125,7 +106,7 @@ class Lumina2(FrozenPipeline):
 
 
 class WholeMask:
-    """A mask whose numbers are not known (on torch's meta device), where the transformer asks for lengths: all tokens."""
+    """A mask without numbers (on torch's meta device), where the transformer asks for lengths: all tokens."""
 
     def __init__(self, mask: Tensor) -> None:
         self._mask, self.shape = mask, mask.shape

@@ -19,48 +19,33 @@ from diffusers import SanaPipeline
 from torch import Tensor
 from torch.nn.functional import pad
 
-from renege_ray.errors import UserError
 from renege_ray.method.embedding import ATTENTION_MASK, PROMPT_EMBEDS
 from renege_ray.models.base import Activations
 from renege_ray.models.checkpointing import keep_inputs_alone
-from renege_ray.models.frozen_pipeline import FrozenPipeline, count_longer
-from renege_ray.models.layout import EmbeddingLayout
-from renege_ray.models.starting_point import filled_up
+from renege_ray.models.free_length import FreeLength
+from renege_ray.models.frozen_pipeline import count_longer
 
-TOKENS = 300  # the pipeline's max_sequence_length
 INSTRUCTION: list[str] = signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
 
 
-class Sana(FrozenPipeline):
+class Sana(FreeLength):
     """A frozen SanaPipeline."""
 
     PIPELINE = "SanaPipeline"
     DENOISER = "transformer"
     DENOISER_CLASSES = ("SanaTransformer2DModel",)
     FLOW_MATCHING = True
+    JOINT_ATTENTION = False
+    TOKENS = 300  # the pipeline's max_sequence_length
+    NEGATIVE_TOKENS = TOKENS
     UNGUIDED = (1.0, "SanaPipeline guides, and takes a negative, at a guidance_scale above 1")
     MEMORY = (Activations(2.33, 11.9), Activations(0.242, 5.48), 32)  # Sana 1.6B
-
-    @classmethod
-    def layout(cls, pipeline: Any, tokens: int | None = None) -> EmbeddingLayout:
-        """Texts of up to 300 tokens, of which a learned negative has `tokens`. UserError where these are more."""
-        tokens = tokens or TOKENS
-        if tokens > TOKENS:
-            raise UserError(
-                f"model.negative_tokens: {tokens} is more than the {TOKENS} tokens that {cls.PIPELINE} takes"
-            )
-        width = int(pipeline.text_encoder.config.hidden_size)
-        return EmbeddingLayout(TOKENS, width, masked=True, learned_tokens=tokens)
 
     @classmethod
     def distilled(cls, denoiser: Mapping[str, Any], scheduler: Mapping[str, Any]) -> str:
         """Sana-Sprint's transformer is told the guidance scale."""
         told = denoiser.get("guidance_embeds")
         return "guidance_embeds in transformer/config.json: the guidance scale is an input" if told else ""
-
-    def starting_point(self, embedding: Tensor) -> Tensor:
-        """The same text, filled up to the learned length. UserError where it has more tokens than are learned."""
-        return filled_up(embedding, self.embedding_layout)
 
     @classmethod
     def call_arguments(cls, pipeline: Any, prompts: str | Sequence[str] | None, tokens: int) -> dict[str, Any]:
@@ -73,7 +58,7 @@ class Sana(FrozenPipeline):
     @classmethod
     def negative_arguments(cls, tensors: dict[str, Tensor]) -> dict[str, Any]:
         """As long as the prompts, which the pipeline wants them to be: what is added is not attended to."""
-        missing = -tensors[PROMPT_EMBEDS].shape[1] % TOKENS
+        missing = -tensors[PROMPT_EMBEDS].shape[1] % cls.TOKENS
         n, mask = tensors[PROMPT_EMBEDS], tensors[ATTENTION_MASK]
         return {PROMPT_EMBEDS: pad(n, (0, 0, 0, missing)), ATTENTION_MASK: pad(mask, (0, missing))}
 
@@ -81,7 +66,7 @@ class Sana(FrozenPipeline):
         """How many prompts, behind the instruction, have more tokens than there is room for."""
         tokenizer, instruction = self.pipeline.tokenizer, "\n".join(INSTRUCTION)
         texts = [instruction + text for text in self.pipeline._text_preprocessing(list(prompts))]
-        return count_longer(tokenizer, texts, len(tokenizer.encode(instruction)) + TOKENS - 2)
+        return count_longer(tokenizer, texts, len(tokenizer.encode(instruction)) + self.TOKENS - 2)
 
     def save_memory(self, saving: bool = True) -> None:
         """The same, with the decoder's blocks computed a second time, too."""
@@ -120,7 +105,7 @@ def _encoded(
         texts,
         do_classifier_free_guidance=False,
         device=device,
-        max_sequence_length=TOKENS,
+        max_sequence_length=Sana.TOKENS,
         complex_human_instruction=instruction,
     )
     return n, mask

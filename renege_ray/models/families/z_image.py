@@ -18,30 +18,25 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from renege_ray.errors import UserError
 from renege_ray.method.embedding import ATTENTION_MASK, PROMPT_EMBEDS
 from renege_ray.method.guidance import Guidance
 from renege_ray.method.rescaling import limit_norm
 from renege_ray.method.schedule import Schedule
 from renege_ray.models.base import Activations
-from renege_ray.models.frozen_pipeline import FrozenPipeline, count_longer
-from renege_ray.models.layout import EmbeddingLayout
+from renege_ray.models.free_length import FreeLength
+from renege_ray.models.frozen_pipeline import count_longer
 from renege_ray.models.noise_schedule import shift_of_resolution
-from renege_ray.models.starting_point import filled_up
 
-TOKENS = 512  # the pipeline's max_sequence_length
-NEGATIVE_TOKENS = 64
 TURBO_SHIFT = 3.0  # of the noise levels of Z-Image-Turbo; the base model's is 6
 
 
-class ZImage(FrozenPipeline):
+class ZImage(FreeLength):
     """A frozen ZImagePipeline."""
 
     PIPELINE = "ZImagePipeline"
     DENOISER = "transformer"
     DENOISER_CLASSES = ("ZImageTransformer2DModel",)
     FLOW_MATCHING = True
-    JOINT_ATTENTION = True
     TAKES_ROWS = False  # lists of texts, each of its own length: there would be a graph for each
     UNGUIDED = (0.0, "ZImagePipeline guides by e_c + g (e_c - e_n), and takes a negative at a guidance_scale g above 0")
     GUIDANCE_OPTIONS = MappingProxyType({"cfg_truncation": 1.0, "cfg_normalization": 0.0})
@@ -50,25 +45,10 @@ class ZImage(FrozenPipeline):
     MEMORY = (Activations(27.1, 7.4), Activations(2.03, 4.61), 128)
 
     @classmethod
-    def layout(cls, pipeline: Any, tokens: int | None = None) -> EmbeddingLayout:
-        """Texts of up to 512 tokens, of which a learned negative has `tokens`. UserError where these are more."""
-        tokens = tokens or NEGATIVE_TOKENS
-        if tokens > TOKENS:
-            raise UserError(
-                f"model.negative_tokens: {tokens} is more than the {TOKENS} tokens that {cls.PIPELINE} takes"
-            )
-        width = int(pipeline.text_encoder.config.hidden_size)
-        return EmbeddingLayout(TOKENS, width, masked=True, learned_tokens=tokens)
-
-    @classmethod
     def distilled(cls, denoiser: Mapping[str, Any], scheduler: Mapping[str, Any]) -> str:
         """Z-Image-Turbo has the base model's architecture; its noise levels are its own."""
         turbo = scheduler.get("shift") == TURBO_SHIFT
         return f"shift {TURBO_SHIFT:g} in scheduler/scheduler_config.json, as Z-Image-Turbo has it" if turbo else ""
-
-    def starting_point(self, embedding: Tensor) -> Tensor:
-        """The same text, filled up to the learned length. UserError where it has more tokens than are learned."""
-        return filled_up(embedding, self.embedding_layout)
 
     @classmethod
     def negative_arguments(cls, tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -86,7 +66,7 @@ class ZImage(FrozenPipeline):
             )
             for prompt in prompts
         ]
-        return count_longer(tokenizer, texts, TOKENS)
+        return count_longer(tokenizer, texts, self.TOKENS)
 
     def _timestep_arguments(self, num_inference_steps: int) -> dict[str, Any]:
         height, width = (side // self.PATCH for side in self.latent_shape[-2:])
@@ -101,11 +81,11 @@ class ZImage(FrozenPipeline):
 
     def _encode(self, prompts: list[str]) -> dict[str, Tensor]:
         states, _ = self.pipeline.encode_prompt(
-            list(prompts), device=self.device, do_classifier_free_guidance=False, max_sequence_length=TOKENS
+            list(prompts), device=self.device, do_classifier_free_guidance=False, max_sequence_length=self.TOKENS
         )
         lengths = torch.tensor([len(tokens) for tokens in states], device=self.device)
-        mask = torch.arange(TOKENS, device=self.device) < lengths[:, None]
-        n = torch.stack([pad(tokens, (0, 0, 0, TOKENS - len(tokens))) for tokens in states])
+        mask = torch.arange(self.TOKENS, device=self.device) < lengths[:, None]
+        n = torch.stack([pad(tokens, (0, 0, 0, self.TOKENS - len(tokens))) for tokens in states])
         return {PROMPT_EMBEDS: n, ATTENTION_MASK: mask}
 
     def _predict(self, latents: Tensor, timestep: Tensor, tensors: dict[str, Tensor]) -> Tensor:
