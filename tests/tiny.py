@@ -345,11 +345,13 @@ def _clip_tokenizer(**options: Any) -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=TINY_LENGTH, **options)
 
 
-def _qwen_tokenizer() -> Qwen2Tokenizer:
-    """Every byte is a token; a chat template as Qwen3 has it."""
+def _qwen_tokenizer(*tokens: str) -> Qwen2Tokenizer:
+    """Every byte is a token, and each of `tokens`; a chat template as Qwen3 has it."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {word: i for i, word in enumerate(["<|endoftext|>", "<|im_start|>", "<|im_end|>", *letters])}
-    tokenizer = Qwen2Tokenizer(vocab=vocabulary, merges=[], extra_special_tokens=["<|im_start|>", "<|im_end|>"])
+    tokenizer = Qwen2Tokenizer(
+        vocab=vocabulary, merges=[], extra_special_tokens=["<|im_start|>", "<|im_end|>", *tokens]
+    )
     tokenizer.chat_template = (
         "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

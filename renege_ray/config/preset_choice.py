@@ -19,6 +19,9 @@ _INDEX = "model_index.json"
 _PRESETS = {
     "StableDiffusionXLPipeline": "sdxl",
     "PixArtAlphaPipeline": "pixart",
+    "QwenImagePipeline": "qwen-image",
+    "ChromaPipeline": "chroma",
+    "Flux2KleinPipeline": "flux2-klein",
     "SanaPipeline": "sana",
     "Lumina2Pipeline": "lumina2",
 }

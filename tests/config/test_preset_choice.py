@@ -34,6 +34,9 @@ FAMILIES = [
     ("StableDiffusionControlNetPipeline", 768, "sd15"),
     ("StableDiffusionXLPipeline", 2048, "sdxl"),
     ("PixArtAlphaPipeline", None, "pixart"),
+    ("QwenImagePipeline", None, "qwen-image"),
+    ("ChromaPipeline", None, "chroma"),
+    ("Flux2KleinPipeline", None, "flux2-klein"),
     ("SanaPipeline", None, "sana"),
     ("Lumina2Pipeline", None, "lumina2"),
     ("TextToVideoSDPipeline", 1024, "sd21"),
@@ -73,7 +76,9 @@ def test_a_model_in_the_hubs_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     assert preset_for("acme/tiny", download=False)[0] == "sdxl"
 
 
-@pytest.mark.parametrize("name", ["sd14", "sd15", "sd21", "sdxl", "pixart", "sana", "lumina2"])
+@pytest.mark.parametrize(
+    "name", ["sd14", "sd15", "sd21", "sdxl", "pixart", "sana", "lumina2", "qwen-image", "chroma", "flux2-klein"]
+)
 def test_the_presets_own_models(name: str) -> None:
     assert preset_for(load_preset(name).model.id, download=False)[0] == name
 

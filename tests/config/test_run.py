@@ -47,7 +47,19 @@ def test_defaults_are_the_papers() -> None:
 
 
 def test_every_preset_is_valid() -> None:
-    assert preset_names() == ["lumina2", "pixart", "sana", "sd14", "sd15", "sd21", "sdxl", "toy"]
+    assert preset_names() == [
+        "chroma",
+        "flux2-klein",
+        "lumina2",
+        "pixart",
+        "qwen-image",
+        "sana",
+        "sd14",
+        "sd15",
+        "sd21",
+        "sdxl",
+        "toy",
+    ]
     for name in preset_names():
         assert load_preset(name).test.num_pairs >= 256
         assert len(load_preset(name).prompts.handwritten) >= 5
@@ -178,7 +190,10 @@ def test_presets_of_real_models_have_the_papers_settings(name: str) -> None:
     assert "/" in config.model.id and config.model.lora is None
 
 
-@pytest.mark.parametrize(("name", "steps", "scale"), [("sana", 20, 4.5), ("lumina2", 30, 4.0)])
+@pytest.mark.parametrize(
+    ("name", "steps", "scale"),
+    [("sana", 20, 4.5), ("lumina2", 30, 4.0), ("qwen-image", 50, 4.0), ("chroma", 40, 3.0), ("flux2-klein", 50, 4.0)],
+)
 def test_presets_of_flow_matching_models_are_sampled_as_their_pipelines_do(name: str, steps: int, scale: float) -> None:
     config, papers = load_preset(name), load_preset("sd15")
     assert (config.sampling.num_inference_steps, config.sampling.guidance_scale) == (steps, scale)
@@ -196,7 +211,7 @@ def test_memory_does_not_change_the_result() -> None:
 
 
 def test_unknown_presets_are_guessed() -> None:
-    with pytest.raises(UserError, match=r"there is no preset 'toi'; did you mean toy\? known: lumina2, .*, toy"):
+    with pytest.raises(UserError, match=r"there is no preset 'toi'; did you mean toy\? known: chroma, .*, toy"):
         load_preset("toi")
 
 

@@ -7,8 +7,11 @@ import re
 from pathlib import Path
 
 from renege_ray.errors import UserError
+from renege_ray.models.families.chroma import Chroma
+from renege_ray.models.families.flux2_klein import Flux2Klein
 from renege_ray.models.families.lumina2 import Lumina2
 from renege_ray.models.families.pixart_alpha import PixArtAlpha
+from renege_ray.models.families.qwen_image import QwenImage
 from renege_ray.models.families.sana import Sana
 from renege_ray.models.families.stable_diffusion import StableDiffusion
 from renege_ray.models.families.stable_diffusion_3 import StableDiffusion3
@@ -27,6 +30,9 @@ FAMILIES: dict[str, type[FrozenPipeline]] = {
         StableDiffusionXL,
         StableDiffusion3,
         ZImage,
+        QwenImage,
+        Chroma,
+        Flux2Klein,
         Sana,
         Lumina2,
         PixArtAlpha,
@@ -40,9 +46,12 @@ _NO_NEGATIVE = {
     "Flux2Pipeline": _DISTILLED,
     "LatentConsistencyModelPipeline": _DISTILLED,
     "SanaSprintPipeline": _DISTILLED,
+    "Flux2KleinKVPipeline": _DISTILLED,
     "DDPMPipeline": "it knows no prompts, so it has no negative",
     "DDIMPipeline": "it knows no prompts, so it has no negative",
 }
+# What such a pipeline makes follows an image that is given to it, which prompts alone are not.
+_WITH_AN_IMAGE = re.compile(r"(Edit|Inpaint|Img2Img|Image2Image|Kontext|Layered)")
 _DISTILLED_SAMPLERS = ("LCMScheduler", "TCDScheduler")
 # Adversarial distillation (SD-Turbo, SDXL-Turbo) leaves no trace in the weights' configuration; its sampler is this.
 _TURBO_SAMPLERS = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler")
@@ -65,7 +74,8 @@ def check_family(folder: Path, model: str) -> type[FrozenPipeline]:
     index = read_json(folder / INDEX)
     kind = index.get("_class_name")
     if kind not in FAMILIES:
-        why = _NO_NEGATIVE.get(str(kind))
+        given = "it edits, fills in or follows a given image, where here there are prompts alone"
+        why = _NO_NEGATIVE.get(str(kind), given if _WITH_AN_IMAGE.search(str(kind)) else None)
         raise UserError(
             f"model {model!r} is a {kind}: " + (f"{why}; " if why else "") + f"supported are {', '.join(FAMILIES)}"
         )
@@ -108,6 +118,8 @@ def distilled_name(model: str) -> str:
 def _sign_of_distillation(folder: Path, kind: str) -> str:
     denoiser = folder / FAMILIES[kind].DENOISER / "config.json"
     config = read_json(denoiser) if denoiser.is_file() else {}
+    if read_json(folder / INDEX).get("is_distilled"):
+        return f"is_distilled in {INDEX}"
     for file, content in ((folder / INDEX, read_json(folder / INDEX)), (denoiser, config)):
         origin = content.get("_name_or_path")
         if isinstance(origin, str) and (found := _DISTILLED_NAME.search(origin)):
