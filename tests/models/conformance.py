@@ -22,6 +22,7 @@ from renege_ray.method.embedding import ATTENTION_MASK, POOLED_EMBEDS, PROMPT_EM
 from renege_ray.models.base import TextToImage
 from renege_ray.models.frozen_pipeline import FrozenPipeline
 from renege_ray.models.load import identify_text_encoder, load_model
+from tests.models.compiled_updates import check_two_graphs_of_each_network
 from tests.models.tiny_images import PROMPTS, STEPS, W, hash_of, images_of, learned_entries, noise, redness, sampled
 
 
@@ -370,3 +371,7 @@ class Conformance(ABC):
     @classmethod
     def parameters(cls, model: FrozenPipeline) -> list[torch.nn.Parameter]:
         return [parameter for module in cls.modules(model) for parameter in module.parameters()]
+
+    @pytest.mark.slow
+    def test_compiled_it_is_two_graphs_of_each_network(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        check_two_graphs_of_each_network(lambda compile: self.load(folder, compile=compile), monkeypatch, saving=True)

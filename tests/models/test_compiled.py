@@ -11,25 +11,18 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
 
-from renege_ray.config.run import load_preset, parse_config, with_values
+from renege_ray.config.run import ModelConfig, load_preset, parse_config, with_values
 from renege_ray.models import compiled
 from renege_ray.models.compiled import BatchSizes, Compiled, pieces_of, room_for, size_within
 from renege_ray.models.families.registry import FAMILIES
 from renege_ray.models.frozen_pipeline import FrozenPipeline
-from renege_ray.rewards.video.frames import over_frames
-from renege_ray.rewards.weighted import WeightedReward
-from renege_ray.sampling import trajectories
-from renege_ray.sampling.draws import noise
+from renege_ray.models.load import load_model
 from renege_ray.sampling.encoded_prompts import EncodedPrompts
 from renege_ray.sampling.images import generate, make_pairs
-from renege_ray.sampling.memory import GradientMemory
-from renege_ray.sampling.trajectories import GradientSampler, make_sampler
 from renege_ray.sampling.workers import Workers
 from renege_ray.training.gradient import samples_of
 from tests import tiny
-from tests.simple_rewards import Channel
-
-STEPS, W = 5, 3.0
+from tests.models.compiled_updates import PROMPTS, STEPS, check_two_graphs_of_each_network
 
 
 @pytest.fixture
@@ -129,79 +122,44 @@ def test_a_row_that_is_not_finite_spoils_no_other(counter: CompileCounterWithBac
 
 # All families
 
-TINY: dict[str, Callable[..., Any]] = {
-    "StableDiffusionPipeline": tiny.build_tiny_sd2,
-    "StableDiffusionXLPipeline": tiny.build_tiny_sdxl,
-    "PixArtAlphaPipeline": tiny.build_tiny_pixart,
-    "StableDiffusionControlNetPipeline": tiny.build_tiny_controlnet,
-    "TextToVideoSDPipeline": tiny.build_tiny_video,
-    "StableDiffusion3Pipeline": tiny.build_tiny_sd3,
-    "ZImagePipeline": tiny.build_tiny_z_image,
-    "SanaPipeline": tiny.build_tiny_sana,
-    "Lumina2Pipeline": tiny.build_tiny_lumina2,
-}
-# A UNet and a transformer: to split a graph for the way back takes a minute, to find the graphs some seconds.
-BACKWARDS_TOO = ("StableDiffusionPipeline", "PixArtAlphaPipeline")
-PROMPTS = ["a red fox", "two", "a hen", "x", "blue"]
 
-
-def load(family: str, folder: Path, **options: Any) -> FrozenPipeline:
-    if "ControlNet" in family:
-        Image.new("RGB", (16, 16), (200, 30, 90)).save(folder / "control.png")
-        options["control"] = str(folder / "control.png")
-    if "Video" in family:
-        options["frames"] = 2
-    return FAMILIES[family](TINY[family](), "tiny", **options)
-
-
-class ChannelOfFrames(Channel):
-    """Of a video, the mean over its frames."""
-
-    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        return over_frames(super().__call__, images, prompts)
-
-
-def updates(model: FrozenPipeline, after_each: Callable[[], None] = lambda: None) -> Tensor:
-    """Gradients of three updates of five samples that leave at other steps each time, (3, 1, L, D)."""
-    settings = {"sampling": {"num_inference_steps": STEPS, "guidance_scale": W, "gradient_steps": [0, STEPS]}}
-    reward = WeightedReward({ChannelOfFrames(): 1.0})
-    sampler: GradientSampler = make_sampler(
-        parse_config(settings), model, reward, EncodedPrompts(model), "auto", len(PROMPTS), "size"
-    )
-    where = [[(1,), (2, 4), (4,), (1,), (0, 1)], [(3,), (0,), (3,), (3,), (2,)], [(0, 4)] * 5]
-    found = []
-    for k, steps in enumerate(where):
-        drawn = zip(PROMPTS, steps, strict=True)
-        paths = [trajectories.Path(text, noise(model.latent_shape, k, j), 0, at) for j, (text, at) in enumerate(drawn)]
-        found.append(sampler(paths, model.starting_point(model.encode_prompts([""]))).gradients)
-        after_each()
-    return torch.stack(found)
+def load(folder: Path, *, compile: bool, **options: Any) -> FrozenPipeline:
+    return load_model(ModelConfig(id=str(folder), compile=compile, **options), "cpu")  # type: ignore[return-value]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("family", "saving"), [*((family, True) for family in FAMILIES), ("StableDiffusionPipeline", False)]
+    ("build", "saving"),
+    [(tiny.build_tiny_sd2, True), (tiny.build_tiny_sd2, False), (tiny.build_tiny_pixart, True)],
+    ids=["UNet", "UNet, kept", "transformer"],
 )
-def test_two_graphs_of_each_network_for_all_updates(
-    family: str, saving: bool, counter: CompileCounterWithBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_two_graphs_on_the_way_back_too(
+    build: Callable[[], Any], saving: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not saving or family not in BACKWARDS_TOO:
-        monkeypatch.setattr(compiled, "BACKEND", counter := CompileCounterWithBackend("eager"))
-    memory = GradientMemory(float("inf"), 0.0, 0.0, None, saving=saving)
-    monkeypatch.setattr(trajectories, "plan_memory", lambda *arguments: memory)
-    graphs: list[int] = []
-    model = load(family, tmp_path, compile=True)
-    found = updates(model, lambda: graphs.append(counter.frame_count))
-    made = 3 if model.TAKES_ROWS else 1
-    assert graphs == [made] * 3, "of the denoiser with and without a gradient, of the decoder with one"
-    assert not counters["graph_break"]
-    expected = updates(load(family, tmp_path))
-    assert float((found - expected).norm() / expected.norm()) < 1e-5
+    """Each family's graphs are counted by the conformance suite; here they are split for the gradient, too."""
+    build().save_pretrained(tmp_path)
+    check_two_graphs_of_each_network(
+        lambda compile: load(tmp_path, compile=compile), monkeypatch, backend="aot_eager", saving=saving
+    )
+
+
+@pytest.mark.slow
+def test_two_graphs_with_a_control_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (16, 16), (200, 30, 90)).save(tmp_path / "control.png")
+    options = {"control": str(tmp_path / "control.png")}
+    family = FAMILIES["StableDiffusionControlNetPipeline"]
+    check_two_graphs_of_each_network(
+        lambda compile: family(tiny.build_tiny_controlnet(), "tiny", compile=compile, **options),
+        monkeypatch,
+        saving=True,
+    )
 
 
 @pytest.mark.slow
 def test_generations_take_the_same_graph(counter: CompileCounterWithBackend, tmp_path: Path) -> None:
-    model, plain = (load("StableDiffusionPipeline", tmp_path, compile=made) for made in (True, False))
+    model, plain = (
+        FAMILIES["StableDiffusionPipeline"](tiny.build_tiny_sd2(), "tiny", compile=made) for made in (True, False)
+    )
     sampling = parse_config({"sampling": {"num_inference_steps": STEPS, "gradient_steps": [0, 2]}}).sampling
     images = []
     for of in (model, plain):
