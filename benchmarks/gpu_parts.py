@@ -135,7 +135,7 @@ class Bench:
         return largest_that_fits(size, lambda size: self.updates(model, per_rollout, size))
 
     def one_at_a_time(self, model: Encoded) -> Figures:
-        """Updates of one sample; compiled, their rollouts are replayed as CUDA graphs (`models.compiled`)."""
+        """Updates of one sample; compiled, their rollouts are replayed as CUDA graphs (`models.networks.compiled`)."""
         return self.updates(model, 1, 1)
 
     def sdxl(self) -> Figures:

@@ -4,7 +4,7 @@ import torch
 
 from renege_ray.cluster.cost import Cost
 from renege_ray.config.run import ModelConfig
-from renege_ray.models.compiled import decide, pays_off
+from renege_ray.models.networks.compiled import decide, pays_off
 
 
 def settle(model: ModelConfig, cost: Cost, workers: int, device: torch.device) -> tuple[ModelConfig, str]:
@@ -28,5 +28,5 @@ def describe_compiling(model: ModelConfig, cost: Cost, workers: int) -> str:
 
 
 def rows_of(cost: Cost) -> int:
-    """Rows of the denoiser, as `models.compiled.decide` counts them: going back is as much as two of them."""
+    """Rows of the denoiser, as `models.networks.compiled.decide` counts them: going back is as much as two of them."""
     return cost.denoiser_forward + 2 * cost.denoiser_backward

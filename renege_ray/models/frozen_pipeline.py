@@ -21,14 +21,14 @@ from renege_ray.errors import UserError, first_line
 from renege_ray.method.guidance import Guidance
 from renege_ray.method.schedule import Schedule
 from renege_ray.models.base import Activations, TextToImage, clamp_straight_through
-from renege_ray.models.compiled import FILLING, BatchSizes, Compiled
 from renege_ray.models.folder import read_json
-from renege_ray.models.frozen_convolution import freeze_convolutions
 from renege_ray.models.guidance import PLAIN, check_scale, options_of
-from renege_ray.models.half_precision import ScaledBackward, stored_dtype
 from renege_ray.models.layout import EmbeddingLayout
+from renege_ray.models.networks.compiled import FILLING, BatchSizes, Compiled
+from renege_ray.models.networks.frozen_convolution import freeze_convolutions
+from renege_ray.models.networks.half_precision import ScaledBackward, stored_dtype
+from renege_ray.models.networks.on_demand import OnDemand
 from renege_ray.models.noise_schedule import ddim_of, flow_of, flow_schedule_of, sampled_otherwise, schedule_of
-from renege_ray.models.on_demand import OnDemand
 from renege_ray.models.text_encoder import identify, layout_of, read_parts, text_encoders
 
 PIXELS_AT_ONCE = 2**20  # four images of 512 x 512
@@ -80,7 +80,7 @@ class FrozenPipeline(ABC):
             name: what to call it.
             dtype: what the networks compute in. Latents and the scheduler's arithmetic stay float32.
             device: where to compute. Text encoders are there only while they are used (see `encoding`).
-            compile: compile denoiser and decoder; see `models.compiled`.
+            compile: compile denoiser and decoder; see `models.networks.compiled`.
             size: (height, width) of the images in pixels; what the denoiser was trained at if None.
             negative_tokens: see `chosen_layout`.
 

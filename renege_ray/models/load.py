@@ -65,7 +65,8 @@ def load_model(config: ModelConfig, device: torch.device | str | None = None) ->
     """Load the model that a configuration names.
 
     Args:
-        config: its `model` section. Where `compile` is still "auto" (see `models.compiled.decide`) nothing is compiled.
+        config: its `model` section. Where `compile` is still "auto" nothing is compiled; see
+            `models.networks.compiled.decide`.
         device: where to; if none is given, the first CUDA device, Apple's GPU where it works, or the CPU.
 
     Raises:

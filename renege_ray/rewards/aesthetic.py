@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from renege_ray.errors import UserError
-from renege_ray.models.compiled import TOWER_SIZES, Compiled
+from renege_ray.models.networks.compiled import TOWER_SIZES, Compiled
 from renege_ray.rewards.base import RewardModel
 from renege_ray.rewards.catalogue import CLIP_L, RewardFacts
 from renege_ray.rewards.checkpoints import assemble, read_weights

@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel
 
 from renege_ray.errors import UserError
-from renege_ray.models.compiled import TOWER_SIZES, Compiled
 from renege_ray.models.loading.user_errors import user_errors
-from renege_ray.models.on_demand import OncePerText, OnDemand
+from renege_ray.models.networks.compiled import TOWER_SIZES, Compiled
+from renege_ray.models.networks.on_demand import OncePerText, OnDemand
 from renege_ray.output.progress import Counter
 from renege_ray.rewards.base import TEXTS_KEPT, RewardModel
 from renege_ray.rewards.catalogue import RewardFacts

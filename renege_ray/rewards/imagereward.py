@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
 from renege_ray.errors import UserError
-from renege_ray.models.compiled import TOWER_SIZES, Compiled
+from renege_ray.models.networks.compiled import TOWER_SIZES, Compiled
 from renege_ray.rewards.aesthetic import Head
 from renege_ray.rewards.base import TEXTS_KEPT, RewardModel
 from renege_ray.rewards.catalogue import BERT_VOCABULARY, RewardFacts

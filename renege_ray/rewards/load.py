@@ -49,7 +49,7 @@ def load_rewards(
         checkpoints: local copies of the checkpoints, {name: file or folder}; others come from the Hub.
         dtype: of the towers: "float32", "bfloat16", or "auto" (see `choose_tower_dtype`). The embedded model's are
             float32.
-        compile: compile the image towers; see `models.compiled`.
+        compile: compile the image towers; see `models.networks.compiled`.
 
     Raises:
         UserError: a name is not known as a reward (a judge is none: it cannot be trained against), or a file is

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from renege_ray.models.constants import constant
+from renege_ray.models.networks.constants import constant
 
 # Of OpenAI's CLIP; all models here were trained with them.
 MEAN = (0.48145466, 0.4578275, 0.40821073)

@@ -6,7 +6,7 @@ from typing import Literal, Protocol, TypeVar
 import torch
 
 from renege_ray.errors import UserError, describe
-from renege_ray.models.compiled import room_for
+from renege_ray.models.networks.compiled import room_for
 from renege_ray.sampling.memory import GradientMemory
 
 Item = TypeVar("Item")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from renege_ray.errors import describe
 from renege_ray.models.base import TextToImage
-from renege_ray.models.on_demand import OncePerText
+from renege_ray.models.networks.on_demand import OncePerText
 from renege_ray.sampling.stored_prompts import StoredPrompts, store
 from renege_ray.version import __version__
 

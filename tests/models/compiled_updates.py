@@ -1,4 +1,4 @@
-"""How many graphs a compiled model makes in ragged updates, for the conformance suite and for the tests of compiling."""
+"""How many graphs a compiled model makes in ragged updates: for the conformance suite and the tests of compiling."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,8 +9,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
 
 from renege_ray.config.run import parse_config
-from renege_ray.models import compiled
 from renege_ray.models.frozen_pipeline import FrozenPipeline
+from renege_ray.models.networks import compiled
 from renege_ray.rewards.video.frames import over_frames
 from renege_ray.rewards.weighted import WeightedReward
 from renege_ray.sampling import trajectories

@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from renege_ray.models.checkpointing import keep_inputs_alone
+from renege_ray.models.networks.checkpointing import keep_inputs_alone
 
 
 def test_the_same_result_by_a_second_computation_until_it_is_undone() -> None:

@@ -12,11 +12,11 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
 
 from renege_ray.config.run import ModelConfig, load_preset, parse_config, with_values
-from renege_ray.models import compiled
-from renege_ray.models.compiled import BatchSizes, Compiled, pieces_of, room_for, size_within
 from renege_ray.models.families.registry import FAMILIES
 from renege_ray.models.frozen_pipeline import FrozenPipeline
 from renege_ray.models.load import load_model
+from renege_ray.models.networks import compiled
+from renege_ray.models.networks.compiled import BatchSizes, Compiled, pieces_of, room_for, size_within
 from renege_ray.sampling.encoded_prompts import EncodedPrompts
 from renege_ray.sampling.images import generate, make_pairs
 from renege_ray.sampling.workers import Workers
@@ -177,7 +177,7 @@ def test_what_inductor_makes_is_the_same(tmp_path: Path) -> None:
     """The real compiler, on the smallest of its tasks: a network's convolutions, frozen, there and back."""
     torch._dynamo.reset()
     network = tiny.build_tiny_pipeline().vae.decoder.requires_grad_(False).to(memory_format=torch.channels_last)
-    from renege_ray.models.frozen_convolution import freeze_convolutions
+    from renege_ray.models.networks.frozen_convolution import freeze_convolutions
 
     freeze_convolutions(network)
     results: list[Sequence[Tensor]] = []

@@ -7,8 +7,8 @@ from renege_ray.cluster.compilation import rows_of, settle
 from renege_ray.cluster.cost import Cost
 from renege_ray.config.fingerprint import fingerprint
 from renege_ray.config.run import ModelConfig, parse_config
-from renege_ray.models import compiled
-from renege_ray.models.compiled import SECONDS_A_ROW, SECONDS_TO_COMPILE, SPEED_UP, break_even, decide
+from renege_ray.models.networks import compiled
+from renege_ray.models.networks.compiled import SECONDS_A_ROW, SECONDS_TO_COMPILE, SPEED_UP, break_even, decide
 
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from renege_ray.models.frozen_convolution import freeze_convolutions
+from renege_ray.models.networks.frozen_convolution import freeze_convolutions
 from tests.models.live_memory import LiveMemory
 
 LAYERS = [

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from renege_ray.models.half_precision import ScaledBackward, stored_dtype
+from renege_ray.models.networks.half_precision import ScaledBackward, stored_dtype
 
 
 def network() -> nn.Sequential:

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from renege_ray.models.checkpointing import keep_inputs_alone
 from renege_ray.models.families.lumina2 import Lumina2
 from renege_ray.models.families.pixart_alpha import PixArtAlpha
 from renege_ray.models.families.sana import Sana
@@ -14,7 +13,8 @@ from renege_ray.models.families.stable_diffusion import StableDiffusion
 from renege_ray.models.families.stable_diffusion_3 import StableDiffusion3
 from renege_ray.models.families.stable_diffusion_xl import StableDiffusionXL
 from renege_ray.models.families.z_image import ZImage
-from renege_ray.models.frozen_convolution import freeze_convolutions
+from renege_ray.models.networks.checkpointing import keep_inputs_alone
+from renege_ray.models.networks.frozen_convolution import freeze_convolutions
 from tests.models.live_memory import LiveMemory
 from tests.models.true_sizes import CHANNELS, SIDES, decoder_of, denoise, denoiser_of
 

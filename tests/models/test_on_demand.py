@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from benchmarks import gpu_models
 from renege_ray.models.families.stable_diffusion import StableDiffusion
-from renege_ray.models.on_demand import OncePerText, OnDemand
+from renege_ray.models.networks.on_demand import OncePerText, OnDemand
 from renege_ray.rewards.base import prepare_texts
 from renege_ray.rewards.weighted import WeightedReward
 from renege_ray.sampling.run_rewards import Rewards

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from renege_ray.models import compiled
+from renege_ray.models.networks import compiled
 from renege_ray.rewards.base import RewardModel
 from tests.rewards.photographs import photographs
 

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from renege_ray.method.embedding import ATTENTION_MASK, PROMPT_EMBEDS
-from renege_ray.models import patches
 from renege_ray.models.base import Activations
-from renege_ray.models.checkpointing import keep_inputs_alone
 from renege_ray.models.frozen_pipeline import FrozenPipeline, count_longer
 from renege_ray.models.layout import EmbeddingLayout
+from renege_ray.models.networks import patches
+from renege_ray.models.networks.checkpointing import keep_inputs_alone
 from renege_ray.models.noise_schedule import shift_of_resolution
 from renege_ray.models.starting_point import told_apart
 

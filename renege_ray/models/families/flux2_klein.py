@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from renege_ray.method.embedding import PROMPT_EMBEDS
-from renege_ray.models import patches
 from renege_ray.models.base import Activations
 from renege_ray.models.frozen_pipeline import FrozenPipeline, count_longer
 from renege_ray.models.layout import EmbeddingLayout
+from renege_ray.models.networks import patches
 from renege_ray.models.starting_point import told_apart
 
 TOKENS = 512  # the pipeline's max_sequence_length

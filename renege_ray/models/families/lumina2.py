@@ -24,7 +24,7 @@ from renege_ray.method.guidance import Guidance
 from renege_ray.method.rescaling import match_norm, row_norm
 from renege_ray.method.schedule import Schedule
 from renege_ray.models.base import Activations
-from renege_ray.models.free_length import FreeLength
+from renege_ray.models.families.free_length import FreeLength
 from renege_ray.models.frozen_pipeline import count_longer, tokenize
 from renege_ray.models.noise_schedule import shift_of_resolution
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from renege_ray.method.embedding import ATTENTION_MASK, PROMPT_EMBEDS
 from renege_ray.models.base import Activations
-from renege_ray.models.constants import constant
 from renege_ray.models.frozen_pipeline import FrozenPipeline, count_longer, tokenize
+from renege_ray.models.networks.constants import constant
 from renege_ray.models.starting_point import filled
 
 

@@ -24,11 +24,11 @@ from renege_ray.method.embedding import ATTENTION_MASK, PROMPT_EMBEDS
 from renege_ray.method.guidance import Guidance
 from renege_ray.method.rescaling import match_norm, patch_norm
 from renege_ray.method.schedule import Schedule
-from renege_ray.models import patches
 from renege_ray.models.base import Activations
-from renege_ray.models.checkpointing import keep_inputs_alone
-from renege_ray.models.free_length import FreeLength
+from renege_ray.models.families.free_length import FreeLength
 from renege_ray.models.frozen_pipeline import count_longer
+from renege_ray.models.networks import patches
+from renege_ray.models.networks.checkpointing import keep_inputs_alone
 from renege_ray.models.noise_schedule import shift_of_resolution
 
 

@@ -21,9 +21,9 @@ from torch.nn.functional import pad
 
 from renege_ray.method.embedding import ATTENTION_MASK, PROMPT_EMBEDS
 from renege_ray.models.base import Activations
-from renege_ray.models.checkpointing import keep_inputs_alone
-from renege_ray.models.free_length import FreeLength
+from renege_ray.models.families.free_length import FreeLength
 from renege_ray.models.frozen_pipeline import count_longer
+from renege_ray.models.networks.checkpointing import keep_inputs_alone
 
 INSTRUCTION: list[str] = signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
 

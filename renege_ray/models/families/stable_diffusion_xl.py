@@ -16,8 +16,8 @@ from torch import Tensor
 
 from renege_ray.method.embedding import POOLED_EMBEDS, PROMPT_EMBEDS
 from renege_ray.models.base import Activations
-from renege_ray.models.constants import constant
 from renege_ray.models.frozen_pipeline import FrozenPipeline, count_longer, tokenize
+from renege_ray.models.networks.constants import constant
 
 
 class StableDiffusionXL(FrozenPipeline):

@@ -19,10 +19,10 @@ from renege_ray.errors import UserError
 from renege_ray.models import toy
 from renege_ray.models.families.registry import check_family
 from renege_ray.models.folder import INDEX, name_of, read_json, sole_variant
-from renege_ray.models.half_precision import kept_dtype
 from renege_ray.models.loading.controlnet import add_controlnet, check_control
 from renege_ray.models.loading.lora import fuse_lora
 from renege_ray.models.loading.user_errors import user_errors
+from renege_ray.models.networks.half_precision import kept_dtype
 from renege_ray.models.text_encoder import ENCODERS
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")

@@ -11,7 +11,7 @@ from renege_ray.method.embedding import ATTENTION_MASK, PROMPT_EMBEDS
 from renege_ray.models.base import TextToImage
 from renege_ray.models.families.registry import check_family
 from renege_ray.models.frozen_pipeline import FrozenPipeline
-from renege_ray.models.patches import pack, unpack
+from renege_ray.models.networks.patches import pack, unpack
 from tests.models.conformance import PROMPTS, STEPS, Conformance, W, images_of, noise, sampled
 from tests.tiny_packed import build_tiny_qwen_image
 
