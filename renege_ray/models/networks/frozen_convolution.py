@@ -42,9 +42,10 @@ class _FrozenConvolution(torch.autograd.Function):
 def freeze_convolutions(network: nn.Module) -> None:
     """Let all convolutions of a frozen network compute so, in place. Weights, names and outputs stay as they are."""
     for part in network.modules():
-        plain = getattr(type(part), "_conv_forward", None) in _PLAIN  # also of a class that only pads otherwise
+        kind: Any = type(part)
+        plain = getattr(kind, "_conv_forward", None) in _PLAIN  # also of a class that only pads otherwise
         if plain and not isinstance(part.padding, str) and part.padding_mode == "zeros":
-            part.__class__ = _frozen(type(part))
+            part.__class__ = _frozen(kind)
 
 
 class _Frozen:
