@@ -14,11 +14,11 @@ from diffusers import (
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from renege_ray.models.checkpointing import keep_inputs_alone
 from renege_ray.models.families.chroma import Chroma
 from renege_ray.models.families.flux2_klein import Flux2Klein
 from renege_ray.models.families.qwen_image import QwenImage
-from renege_ray.models.frozen_convolution import freeze_convolutions
+from renege_ray.models.networks.checkpointing import keep_inputs_alone
+from renege_ray.models.networks.frozen_convolution import freeze_convolutions
 from tests.models.live_memory import LiveMemory
 
 SIDE = 64  # tokens

@@ -39,6 +39,7 @@ class QwenImage(FreeLength):
     DENOISER = "transformer"
     DENOISER_CLASSES = ("QwenImageTransformer2DModel",)
     FLOW_MATCHING = True
+    TAKES_ROWS = False  # texts are cut to the longest of a batch: there would be a graph for each length
     UNGUIDED = (1.0, "QwenImagePipeline guides, and takes a negative, at a true_cfg_scale above 1")
     SIZE = (1024, 1024)
     PATCH = patches.SIDE
