@@ -19,7 +19,9 @@ def describe_tiers(config: RunConfig, shaped: ShapedModel) -> str:
     weights, reading = weights_gib(config, shaped, dtype), reading_gib(config, shaped, dtype)
     model = copy(shaped.model)
     model.dtype = dtype
-    tiers = [f"{name} {_fit(size * 1e9 / GIB - RESERVE, weights, reading, model)}" for name, size in TIERS.items()]
+    tiers = [
+        f"{name} {_fit(size * 1e9 / GIB - RESERVE, weights, reading, model, config)}" for name, size in TIERS.items()
+    ]
     return (
         f"at most so many samples at once on a card: {', '.join(tiers)}; by count, "
         f"in {str(dtype).removeprefix('torch.')}, with {weights:.1f} GiB of weights"
@@ -27,9 +29,9 @@ def describe_tiers(config: RunConfig, shaped: ShapedModel) -> str:
     )
 
 
-def _fit(gib: float, weights: float, reading: float, model: TextToImage) -> str:
+def _fit(gib: float, weights: float, reading: float, model: TextToImage, config: RunConfig) -> str:
     """Prompts are read before gradients are taken: what is needed is the larger of both."""
-    plan = plan_within(gib - weights, "auto", model)
+    plan = plan_within(gib - weights, "auto", model, config.rewards.train)
     if max(plan.needed(1), reading) > plan.available:
         return "none"
     samples = plan.samples()

@@ -48,6 +48,8 @@ class RewardFacts:
     """
     text_gib: float = 0.0
     """Of a text tower in float32 that is there only while it reads prompts."""
+    activations: float = 0.3
+    """GiB of an image's activations on the way there and back, at most: those of a ViT-H, and the image in float32."""
 
 
 # Any CLIP has the same vocabulary; it follows from the list of merges alone.
@@ -145,8 +147,9 @@ _ALL = (
         (-5, 15),
         "Human Preference Score v3: what people prefer, by a language model that sees, Qwen2-VL 7B",
         (Source("hpsv3", "MizzenAI/HPSv3", ("HPSv3.safetensors",)), QWEN2_VL),
-        gflop=(12_300, 12_700),
+        gflop=(12_300, 25_000),
         gib=14.4,
+        activations=0.9,
     ),
 )
 

@@ -9,15 +9,16 @@ with the activations kept or, where little fits, computed again in the backward 
 really used replaces them as soon as it is known (`MicroBatches`).
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 
 from renege_ray.models.base import Activations, TextToImage
+from renege_ray.rewards.catalogue import REWARDS, RewardFacts, full_name
 
 TIERS = {"16gb": 16.0, "24gb": 24.0, "80gb": 80.0}  # GB as on the box, 10^9 bytes
-REWARD_MEMORY = 0.3  # GiB an image for a ViT-H reward and the image in float32; of several, one is held at a time
 RESERVE = 1.5  # GiB for the CUDA context, the libraries' workspaces and what fragmentation loses
 ENOUGH = 4  # samples at once; with fewer an accelerator waits for its own launches, so activations are computed again
 DECODED_AT_ONCE = (8, 4, 2, 1)  # images; a reward of one image does not fill an accelerator
@@ -62,7 +63,15 @@ class GradientMemory:
 _NO_LIMIT = 2**31
 
 
-def plan_memory(memory: str, given: Literal["auto"] | int, model: TextToImage) -> GradientMemory:
+def reward_memory(names: Iterable[str]) -> float:
+    """GiB of an image's activations in the largest of the rewards that are trained against: one is held at a time."""
+    known = [REWARDS[full_name(name)] for name in names if full_name(name) in REWARDS]
+    return max((facts.activations for facts in known), default=RewardFacts.activations)
+
+
+def plan_memory(
+    memory: str, given: Literal["auto"] | int, model: TextToImage, rewards: Iterable[str] = ()
+) -> GradientMemory:
     """How the gradient step uses what is left beside all that has been loaded already.
 
     A micro-batch size that the user gave is kept; activations are then saved if it does not fit otherwise.
@@ -71,26 +80,29 @@ def plan_memory(memory: str, given: Literal["auto"] | int, model: TextToImage) -
         memory: as `RunConfig.memory`.
         given: the setting of the micro-batch size.
         model: on its device.
+        rewards: the names of those that are trained against.
     """
     available = available_memory(memory, model.device)
     if available is None:
         return GradientMemory(float("inf"), 0.0, 0.0, None, saving=False)
-    return plan_within(available, given, model)
+    return plan_within(available, given, model, rewards)
 
 
-def plan_within(available: float, given: Literal["auto"] | int, model: TextToImage) -> GradientMemory:
+def plan_within(
+    available: float, given: Literal["auto"] | int, model: TextToImage, rewards: Iterable[str] = ()
+) -> GradientMemory:
     """How the gradient step uses so many GiB, beside the weights and the reserve; see `plan_memory`."""
-    wanted = ENOUGH if given == "auto" else given
+    wanted, reward = ENOUGH if given == "auto" else given, reward_memory(rewards)
     for saving in (False, True):
-        plan = _with_decodes(available, model.gradient_memory(saving=saving), saving, wanted)
+        plan = _with_decodes(available, model.gradient_memory(saving=saving), reward, saving, wanted)
         if plan.samples() >= wanted and plan.needed(1) <= available:
             break
     return plan
 
 
-def _with_decodes(available: float, of: Activations, saving: bool, wanted: int) -> GradientMemory:
+def _with_decodes(available: float, of: Activations, reward: float, saving: bool, wanted: int) -> GradientMemory:
     """As many images decoded at once as leave room for the samples that are wanted."""
-    decode = of.decode + REWARD_MEMORY
+    decode = of.decode + reward
     for at_once in DECODED_AT_ONCE:
         plan = GradientMemory(available, at_once * decode, of.denoise, at_once, saving)
         if plan.needed(max(wanted, 2 * at_once)) <= available:

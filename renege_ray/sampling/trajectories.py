@@ -120,7 +120,7 @@ def make_sampler(
         field: what the configuration calls that setting.
         known: a size that is known to fit (from a checkpoint), or 0.
     """
-    plan = plan_memory(config.memory, given, model)
+    plan = plan_memory(config.memory, given, model, reward.names)
     model.save_memory(plan.saving)
     schedule = model.schedule(config.sampling.num_inference_steps)
     meter = CudaMeter(model.device) if model.device.type == "cuda" else None

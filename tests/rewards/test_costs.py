@@ -22,9 +22,10 @@ from transformers import (
 
 from renege_ray.models.toy.preferences import REWARD_NETWORKS
 from renege_ray.rewards.catalogue import REWARDS, VIDEO_METRICS
-from renege_ray.rewards.hpsv3.qwen2_vl import PatchProjection, image_features
+from renege_ray.rewards.hpsv3.qwen2_vl import compute_backbone_in, image_features, recompute_layers
 from renege_ray.rewards.hpsv3.reward import PIXELS
 from renege_ray.rewards.imagereward import MAX_TOKENS
+from tests.models.live_memory import LiveMemory
 
 Flops = tuple[float, float]
 VIT_H = {"hidden_size": 1280, "intermediate_size": 5120, "num_attention_heads": 16, "patch_size": 14}
@@ -99,23 +100,43 @@ TEXT_TOKENS = 550  # of the instruction with a prompt, about
 
 def qwen2_vl(text_layers: int, vision_layers: int) -> Qwen2VLModel:
     sizes: Any = QWEN2_VL_7B | {"num_hidden_layers": text_layers, "vision_config": {"depth": vision_layers}}
-    return Qwen2VLModel(Qwen2VLConfig(**sizes)).eval().requires_grad_(False)
+    with torch.device("meta"):
+        model = Qwen2VLModel(Qwen2VLConfig(**sizes)).to(torch.bfloat16)
+    compute_backbone_in(model, torch.bfloat16)
+    return model.eval().requires_grad_(False)
 
 
 def hpsv3() -> Flops:
     def vision(number: int) -> Flops:
-        with torch.device("meta"):
-            model = qwen2_vl(0, number)
-        model.visual.patch_embed = PatchProjection(model.visual.patch_embed.proj.weight)
+        model = qwen2_vl(0, number)
         return count(lambda x: image_features(model, x, PIXELS), 1, 3, 448, 448)
 
     def text(number: int) -> Flops:
-        with torch.device("meta"):
-            model = qwen2_vl(number, 0).language_model
+        model = qwen2_vl(number, 0).language_model
         return count(lambda x: model(inputs_embeds=x).last_hidden_state, 1, 256 + TEXT_TOKENS, 3584)
 
     of_vision, of_text = of_layers(32, vision), of_layers(28, text)
-    return of_vision[0] + of_text[0], of_vision[1] + of_text[1]
+    there = of_vision[0] + of_text[0]
+    return there, of_vision[1] + of_text[1] + there  # on the way back, the layers are computed a second time
+
+
+@pytest.mark.slow
+def test_the_activations_of_hpsv3() -> None:
+    """GiB of one image beside the weights, and of two: twice as much."""
+
+    def counted(images: int) -> float:
+        model = qwen2_vl(28, 32)
+        recompute_layers(model)
+        with LiveMemory(model) as memory:
+            x = torch.zeros(images, 3, 512, 512, device="meta", requires_grad=True)
+            tokens = [image_features(model, x, PIXELS), torch.zeros(images, TEXT_TOKENS, 3584, device="meta")]
+            states = model.language_model(inputs_embeds=torch.cat(tokens, dim=1), use_cache=False).last_hidden_state
+            torch.autograd.grad(states, x, torch.zeros_like(states))
+        return memory.peak / 2**30
+
+    facts = REWARDS["hpsv3"]
+    assert facts.activations == pytest.approx(counted(1), abs=0.15)
+    assert 2 * facts.activations == pytest.approx(counted(2), abs=0.3)
 
 
 def toy(name: str) -> Flops:

@@ -10,6 +10,7 @@ from renege_ray.models.families.pixart_alpha import PixArtAlpha
 from renege_ray.models.families.stable_diffusion import StableDiffusion
 from renege_ray.models.families.stable_diffusion_xl import StableDiffusionXL
 from renege_ray.models.frozen_pipeline import FrozenPipeline
+from renege_ray.rewards.catalogue import REWARDS
 from renege_ray.sampling.memory import available_memory, plan_memory
 
 GIB = 2**30
@@ -123,3 +124,9 @@ def test_float32_takes_twice_as_much_and_small_images_little() -> None:
     assert full.gradient_memory(saving=False).denoise == 2 * half.denoise
     assert full.gradient_memory(saving=False).decode == 2 * half.decode
     assert small.denoise == half.denoise / 64 and small.decode == half.decode / 64
+
+
+def test_a_large_reward_is_planned_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, weights=20.0)
+    small, large = (plan_memory("80gb", 4, model(*SD15), ["hpsv2", other]) for other in ("clip", "hpsv3"))
+    assert large.fixed - small.fixed == pytest.approx(8 * (REWARDS["hpsv3"].activations - 0.3))

