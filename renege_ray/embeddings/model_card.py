@@ -12,8 +12,8 @@ from renege_ray.config.run import RunConfig
 from renege_ray.method.embedding import EmbeddingMetadata
 from renege_ray.models.toy import EMBEDDED_MODELS
 from renege_ray.output.folder import EMBEDDING_FILE
-from renege_ray.output.image_statistics import ImageStatistics
 from renege_ray.prompts.sources import source_label
+from renege_ray.rewards.base import UNRANKED
 
 _METHODS = {"null": "empty text", "handwritten": "handwritten", "global": "this embedding", "prompt": "per prompt"}
 _LOADER = jinja2.PackageLoader("renege_ray.embeddings", ".")
@@ -119,7 +119,7 @@ def _means(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     for name, value in metrics.items():
         parts = name.split("/")
-        if len(parts) == 4 and parts[0] == "eval" and parts[3] == "mean" and parts[2] not in ImageStatistics.names:
+        if len(parts) == 4 and parts[0] == "eval" and parts[3] == "mean" and parts[2] not in UNRANKED:
             found.setdefault(parts[1], {})[parts[2]] = value
     return found
 

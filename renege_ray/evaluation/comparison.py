@@ -13,7 +13,6 @@ from itertools import pairwise, permutations
 import numpy as np
 import pandas as pd
 
-from renege_ray.output.image_statistics import ImageStatistics
 from renege_ray.output.statistics import (
     RESAMPLES,
     Array,
@@ -23,6 +22,7 @@ from renege_ray.output.statistics import (
     wins,
     without_pair_effects,
 )
+from renege_ray.rewards.base import UNRANKED
 
 ALL = "all"  # the style that stands for every pair
 OK, BLACK, NAN, FAILED = "ok", "black", "nan", "failed"
@@ -208,7 +208,7 @@ class Comparison:
         for row in self.means[self.means["style"] == ALL].itertuples():
             figures[f"eval/{row.method}/{row.score}/mean"] = row.mean
         for row in self.comparisons[self.comparisons["style"] == ALL].itertuples():
-            if place[row.method] > place[row.other] and row.score not in ImageStatistics.names:
+            if place[row.method] > place[row.other] and row.score not in UNRANKED:
                 figures[f"eval/{row.method}/win_rate_vs_{row.other}/{row.score}"] = row.win_rate
         for row in self.counts.itertuples():
             for status in (BLACK, NAN, FAILED, "marked"):
@@ -248,7 +248,7 @@ def _estimate(
     means["pairs"], means["prompts"] = plain.pairs, plain.prompts
     names = [(s, style, methods[i], methods[j]) for s in values for i, j in two]
     comparisons = pd.DataFrame(names, columns=["score", "style", "method", "other"])
-    ranked = ~comparisons["score"].isin(ImageStatistics.names)
+    ranked = ~comparisons["score"].isin(UNRANKED)
     for name, interval in (("difference", difference), ("win_rate", as_rates(rate))):
         for end, numbers in (("", interval.mean), ("_low", interval.low), ("_high", interval.high)):
             comparisons[f"{name}{end}"] = pd.Series(numbers).where(ranked | (name == "difference"))

@@ -14,12 +14,16 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from renege_ray.rewards.catalogue import RewardFacts
+from renege_ray.output.image_statistics import ImageStatistics
+from renege_ray.rewards.catalogue import REWARDS, RewardFacts, beside
 from renege_ray.rewards.checkpoints import sha256
 from renege_ray.rewards.video.frames import is_video, over_frames
 
 TEXTS_KEPT = 16_384
 """How many prompts a reward keeps the text features (or tokens) of: more than the paper trains on; at most 64 MiB."""
+
+UNRANKED = frozenset((*ImageStatistics.names, *(name for facts in REWARDS.values() for name in facts.beside)))
+"""Scores without better or worse: they are shown, and no method wins by them."""
 
 
 class Reward(Protocol):
@@ -124,6 +128,10 @@ class RewardModel(nn.Module, ABC):
             return images.float().sum(dim=(1, 2, 3))  # (0,), and still a function of the images
         return self.judge(images.float(), prompts)
 
+    def measure(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """{name: (B,)}: the rewards, and what `RewardFacts.beside` names, as one computation."""
+        return {self.name: self(images, prompts)}
+
     def compile_towers(self) -> None:
         """Compile what looks at images, where that is large."""
 
@@ -159,17 +167,24 @@ class RewardModel(nn.Module, ABC):
         }
 
 
+def measure(reward: Reward, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+    """A reward (B,) by its name, and what it measures beside it."""
+    if isinstance(reward, RewardModel):
+        return reward.measure(images, prompts)
+    return {reward.name: reward(images, prompts)}
+
+
 class RewardScorer:
-    """A reward as a scorer of one name."""
+    """A reward as a scorer: of its name, and of what it measures beside it."""
 
     def __init__(self, reward: Reward) -> None:
         self.reward = reward
-        self.names: tuple[str, ...] = (reward.name,)
+        self.names: tuple[str, ...] = (reward.name, *beside(reward.name))
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         """{name: (B,)}, without a gradient."""
         with torch.no_grad():
-            return {self.reward.name: self.reward(images, prompts)}
+            return measure(self.reward, images, prompts)
 
     def prepare(self, prompts: Iterable[str], say: Callable[[str], None] = lambda line: None) -> None:
         """See `ReadsPrompts`."""

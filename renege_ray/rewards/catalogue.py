@@ -48,6 +48,8 @@ class RewardFacts:
     """
     text_gib: float = 0.0
     """Of a text tower in float32 that is there only while it reads prompts."""
+    beside: tuple[str, ...] = ()
+    """What else it measures of an image as it judges it: logged, and nothing is ranked by it."""
     activations: float = 0.3
     """GiB of an image's activations on the way there and back, at most: those of a ViT-H, and the image in float32."""
 
@@ -150,6 +152,7 @@ _ALL = (
         gflop=(12_300, 25_000),
         gib=14.4,
         activations=0.9,
+        beside=("hpsv3_sigma",),
     ),
 )
 
@@ -200,12 +203,18 @@ JUDGE_SCORES = {"judge": tuple(_JUDGE), **{name: (name,) for name in VIDEO_METRI
 JUDGE_NAMES = tuple(JUDGE_SCORES)
 # What a score says, in a few words.
 ABOUT = {facts.name: facts.about for facts in (*_ALL, *_VIDEO_METRICS)} | _JUDGE
+ABOUT["hpsv3_sigma"] = "how far people are apart about an image, by HPSv3, in its scores: no better or worse"
 SOURCES = {source.name: source for facts in (*_ALL, *_VIDEO_METRICS) for source in facts.sources}
 
 
 def full_name(name: str) -> str:
     """The name that results use, which names the version: "hpsv2" is "hpsv2-v2.1"."""
     return SHORT_NAMES.get(name, name)
+
+
+def beside(name: str) -> tuple[str, ...]:
+    """The names of what a reward measures beside its score; of what is no reward, none."""
+    return REWARDS[full_name(name)].beside if full_name(name) in REWARDS else ()
 
 
 def check_names(names: Iterable[str], known: Iterable[str], field: str) -> None:

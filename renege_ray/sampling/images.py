@@ -16,7 +16,7 @@ from renege_ray.models.base import TextToImage
 from renege_ray.output.image_statistics import ImageStatistics
 from renege_ray.output.statistics import least_difference, wins
 from renege_ray.prompts.sources import pair_seed, prompt_id
-from renege_ray.rewards.base import Scorer, VideoScorer, prepare_texts
+from renege_ray.rewards.base import UNRANKED, Scorer, VideoScorer, prepare_texts
 from renege_ray.rewards.video.frames import middle_frame, over_frames
 from renege_ray.sampling.batches import MicroBatches
 from renege_ray.sampling.encoded_prompts import EncodedPrompts
@@ -95,7 +95,7 @@ class Evaluation:
         }
         for other, method in combinations(self.scores, 2):
             for score in self.scores[method]:
-                if score in self.scores[other] and score not in ImageStatistics.names:
+                if score in self.scores[other] and score not in UNRANKED:
                     figures[f"eval/{method}/win_rate_vs_{other}/{score}"] = self.win_rate(method, other, score)
         return figures
 

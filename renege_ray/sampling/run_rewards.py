@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from renege_ray.config.run import RewardsConfig
-from renege_ray.rewards.base import Reward, Scorer, as_scorer, prepare_texts
+from renege_ray.rewards.base import Reward, Scorer, as_scorer, measure, prepare_texts
+from renege_ray.rewards.catalogue import beside
 from renege_ray.rewards.load import load_rewards, load_scorers
 from renege_ray.rewards.weighted import WeightedReward
 
@@ -44,16 +45,18 @@ class Rewards:
 
 
 class _TrainingReward:
-    """The weighted training reward, under the name `reward`, and its parts as one scorer."""
+    """The weighted training reward, under the name `reward`, its parts and what these measure beside, as one scorer."""
 
     def __init__(self, reward: WeightedReward) -> None:
         self._reward = reward
-        self.names: tuple[str, ...] = (REWARD, *reward.names)
+        others = [other for name in reward.names for other in beside(name)]
+        self.names: tuple[str, ...] = (REWARD, *reward.names, *others)
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         with torch.no_grad():
-            parts = self._reward.parts(images, prompts)
-            return {REWARD: self._reward.combine(parts), **parts}
+            rewards = self._reward.rewards
+            scores = {name: s for one in rewards for name, s in measure(one, images, prompts).items()}
+            return {REWARD: self._reward.combine(scores), **scores}
 
     def prepare(self, prompts: Iterable[str], say: Callable[[str], None] = lambda line: None) -> None:
         prepare_texts(self._reward.rewards, prompts, say)

@@ -15,11 +15,10 @@ from renege_ray.method.embedding import STORAGE_DTYPE, EmbeddingMetadata, Negati
 from renege_ray.models.base import TextToImage
 from renege_ray.models.layout import EmbeddingLayout
 from renege_ray.output.folder import EMBEDDING_FILE
-from renege_ray.output.image_statistics import ImageStatistics
 from renege_ray.output.pictures import image_grid, save_png, text_table
 from renege_ray.output.statistics import bootstrap_means
 from renege_ray.prompts.sources import source_label
-from renege_ray.rewards.base import RewardModel, RewardScorer
+from renege_ray.rewards.base import UNRANKED, RewardModel, RewardScorer
 from renege_ray.sampling.images import Evaluation
 from renege_ray.sampling.run_rewards import REWARD, Rewards
 from renege_ray.training.state import TrainingState
@@ -126,7 +125,7 @@ def results_table(test: Evaluation, state: TrainingState) -> str:
     rows = [
         [LABELS.get(method, method), *(_number(test.mean(method, score)) for score in shown)] for method in test.scores
     ]
-    compared = [score for score in shown if score not in ImageStatistics.names]
+    compared = [score for score in shown if score not in UNRANKED]
     for other in test.scores:
         if other != "global" and "global" in test.scores:
             wins = [f"{test.win_rate('global', other, score):.2f}" if score in compared else "" for score in shown]

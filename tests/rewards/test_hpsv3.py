@@ -14,10 +14,16 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 from transformers import PreTrainedTokenizerFast, Qwen2VLForConditionalGeneration, Qwen2VLImageProcessor
 
+from renege_ray.config.run import RunConfig
 from renege_ray.errors import UserError
+from renege_ray.rewards.base import as_scorer
 from renege_ray.rewards.hpsv3.qwen2_vl import patches
 from renege_ray.rewards.hpsv3.reward import PIXELS, TEMPLATE, HPSv3
 from renege_ray.rewards.load import load_rewards
+from renege_ray.rewards.weighted import WeightedReward
+from renege_ray.sampling.images import Evaluation, Pair
+from renege_ray.sampling.run_rewards import Rewards
+from renege_ray.sweeps.space.metrics import reported_metrics
 from tests.rewards.conformance import ODD_PROMPTS, PROMPTS, Load, RewardConformance
 from tests.rewards.hpsv3_folders import hpsv3_folder
 from tests.rewards.photographs import photographs
@@ -122,6 +128,33 @@ def test_states_and_scores_are_those_of_the_formula(load: Load, reference: Refer
         torch.testing.assert_close(found, states, rtol=0, atol=1e-5)
         torch.testing.assert_close(reward.head(found), expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(reward.score(images, prompts), expected[:, 0], rtol=0, atol=1e-5)
+
+
+def test_sigma_is_logged_and_ranks_nothing(load: Load) -> None:
+    reward = load("float32")
+    assert isinstance(reward, HPSv3)
+    images, prompts = torch.rand(2, 3, 56, 56, generator=torch.Generator().manual_seed(6)), PROMPTS[:2]
+    (trained,) = Rewards(WeightedReward({reward: 2.0})).scorers()
+    assert trained.names == ("reward", "hpsv3", "hpsv3_sigma")
+    assert as_scorer(reward).names == ("hpsv3", "hpsv3_sigma")
+    scores = trained.score(images, prompts)
+    with torch.no_grad():
+        mu, log_sigma = reward.distribution(images, prompts).unbind(1)
+    expected = {"reward": 2 * mu, "hpsv3": mu, "hpsv3_sigma": log_sigma.exp()}
+    assert scores.keys() == expected.keys() and all(torch.equal(scores[name], expected[name]) for name in expected)
+    evaluation = Evaluation([Pair(prompt, 0) for prompt in prompts], {"null": scores, "global": scores}, {})
+    config = RunConfig(rewards={"train": {"hpsv3": 2.0}})
+    reported = {name for name in reported_metrics(config) if "hpsv3" in name and "handwritten" not in name}
+    assert reported == {name for name in evaluation.metrics() if "hpsv3" in name}
+    assert not [name for name in reported if "sigma" in name and "win_rate" in name]
+
+
+def test_of_a_video_both_are_means_over_its_frames(load: Load) -> None:
+    frames = torch.rand(2, 3, 56, 56, generator=torch.Generator().manual_seed(7))
+    scorer = as_scorer(load("float32"))
+    of_video, of_frames = scorer.score(frames.transpose(0, 1)[None], ["a fox"]), scorer.score(frames, ["a fox"] * 2)
+    for name in ("hpsv3", "hpsv3_sigma"):
+        torch.testing.assert_close(of_video[name], of_frames[name].mean()[None], rtol=0, atol=1e-5)
 
 
 def test_the_gradient_is_that_of_the_formula(load: Load, reference: Reference) -> None:

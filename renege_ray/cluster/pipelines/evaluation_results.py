@@ -17,11 +17,11 @@ from renege_ray.evaluation.report.write import write_report
 from renege_ray.evaluation.table import score_names, with_weighted_reward
 from renege_ray.output.console import say
 from renege_ray.output.folder import CONFIG_FILE, shown_path, write_text
-from renege_ray.output.image_statistics import ImageStatistics
 from renege_ray.output.numbers import number
 from renege_ray.output.pictures import text_table
 from renege_ray.output.whole_files import whole_file
 from renege_ray.prompts.sources import source_label
+from renege_ray.rewards.base import UNRANKED
 from renege_ray.rewards.catalogue import full_name
 from renege_ray.sampling.run_rewards import REWARD
 
@@ -105,7 +105,7 @@ def assign_roles(config: RunConfig, table: pd.DataFrame) -> tuple[pd.DataFrame, 
     ranking = train[0] if train else measured[0]
     if len(weights) > 1 and set(weights) <= set(train):
         table, ranking = with_weighted_reward(table, weights), REWARD
-    known = {ranking, *train, *held_out, *ImageStatistics.names}
+    known = {ranking, *train, *held_out, *UNRANKED}
     return table, Roles(ranking, held_out, tuple(name for name in measured if name not in known))
 
 
@@ -118,7 +118,7 @@ def results_text(comparison: Comparison, ranking: str) -> str:
     ]
     for other, method in pairwise(comparison.methods):
         rates = [
-            "" if score in ImageStatistics.names else number(comparison.between(score, method, other)["win_rate"], 2)
+            "" if score in UNRANKED else number(comparison.between(score, method, other)["win_rate"], 2)
             for score in scores
         ]
         rows.append([f"wins of {method} over {other}", *rates])

@@ -12,8 +12,8 @@ from renege_ray.evaluation.comparison import OK, Comparison
 from renege_ray.evaluation.report.charts import colour_of
 from renege_ray.evaluation.report.tables import ABOUT, digits_of
 from renege_ray.evaluation.report.thumbnails import thumbnails
-from renege_ray.output.image_statistics import ImageStatistics
 from renege_ray.output.storage import local_files
+from renege_ray.rewards.base import UNRANKED
 
 MOST_PICTURES = 10_000
 PAIRS_IN_A_PIECE = 32
@@ -94,7 +94,7 @@ def _facts(
     facts = {
         "methods": list(methods),
         "scores": list(comparison.scores),
-        "ranked": [score not in ImageStatistics.names for score in comparison.scores],
+        "ranked": [score not in UNRANKED for score in comparison.scores],
         "about": [ABOUT.get(score, "") for score in comparison.scores],
         "digits": [digits_of(comparison, score) for score in comparison.scores],
         "least": [comparison.least[score] for score in comparison.scores],

@@ -14,9 +14,9 @@ from renege_ray.evaluation.comparison import ALL, Comparison, Step
 from renege_ray.evaluation.report.charts import colour_of
 from renege_ray.evaluation.report.gallery import make_gallery
 from renege_ray.evaluation.report.tables import ABOUT, Table, digits_of
-from renege_ray.output.image_statistics import ImageStatistics
 from renege_ray.output.numbers import interval, number
 from renege_ray.output.whole_files import whole_file
+from renege_ray.rewards.base import UNRANKED
 
 _DIRECTIONS = {1: "up", 0: "same", -1: "down", None: ""}
 
@@ -45,7 +45,7 @@ def write_page(
 ) -> Path:
     """Write the page and return its path."""
     scores = list(dict.fromkeys([train_score, *others, *comparison.scores]))
-    ranked = [score for score in scores if score not in ImageStatistics.names]
+    ranked = [score for score in scores if score not in UNRANKED]
     roles = dict.fromkeys(others, "not trained against") | {train_score: "trained against"}
     page = _environment().get_template("page.html.j2")
     content = page.stream(
@@ -122,7 +122,7 @@ def score_rows(comparison: Comparison, scores: Sequence[str], roles: Mapping[str
         }
         if first != last:
             row = comparison.between(score, last, first)
-            ranked = score not in ImageStatistics.names
+            ranked = score not in UNRANKED
             found |= {
                 "direction": _DIRECTIONS[comparison.step(score, first, last).verdict] if ranked else "",
                 "gain": number(row["difference"], digits, signed=True),

@@ -9,11 +9,11 @@ import pandas as pd
 
 from renege_ray.evaluation.comparison import ALL, Comparison
 from renege_ray.output import image_statistics
-from renege_ray.output.image_statistics import ImageStatistics
 from renege_ray.output.numbers import NOTHING, digits_for, interval, number
 from renege_ray.output.whole_files import whole_file
 from renege_ray.prompts.published import SETS
 from renege_ray.rewards import catalogue as rewards
+from renege_ray.rewards.base import UNRANKED
 from renege_ray.sampling.run_rewards import REWARD
 
 # What a score says, in a few words.
@@ -79,7 +79,7 @@ def _win_rates(comparison: Comparison, train_score: str) -> Table:
     scores = [train_score, *(score for score in comparison.scores if score != train_score)]
     rows = []
     for score in scores:
-        if score in ImageStatistics.names:
+        if score in UNRANKED:
             continue
         for other, method in combinations(comparison.methods, 2):
             found = [comparison.between(score, method, other, style) for style in styles]

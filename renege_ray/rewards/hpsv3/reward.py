@@ -21,15 +21,17 @@ from transformers import Qwen2VLModel
 from renege_ray.errors import UserError
 from renege_ray.models.loading.user_errors import user_errors
 from renege_ray.rewards.base import TEXTS_KEPT, RewardModel
-from renege_ray.rewards.catalogue import QWEN2_VL, RewardFacts
+from renege_ray.rewards.catalogue import QWEN2_VL, REWARDS, RewardFacts
 from renege_ray.rewards.checkpoints import assemble, read_weights
 from renege_ray.rewards.hpsv3.qwen2_vl import assemble_backbone, image_features, read_config
+from renege_ray.rewards.video.frames import over_frames
 
 PIXELS = 256 * 28 * 28  # of an image: 256 tokens if it is square
 REWARD_TOKEN, IMAGE_TOKEN = "<|Reward|>", "<|image_pad|>"
 # The authors' instruction (MIT licence) in Qwen2-VL's chat, as one text. Trailing spaces count.
 TEMPLATE = Path(__file__).with_name("prompt.txt").read_text(encoding="utf-8").removesuffix("\n")
 _HEAD = "rm_head."
+(SIGMA,) = REWARDS["hpsv3"].beside
 
 
 class Head(nn.Module):
@@ -82,6 +84,15 @@ class HPSv3(RewardModel):
     def judge(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """mu, (B,)."""
         return self.distribution(images, prompts)[:, 0]
+
+    def measure(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """mu by the reward's name, and sigma (B,); of videos, the means over their frames."""
+
+        def both(images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+            mu, log_sigma = self.distribution(images.float(), prompts).unbind(dim=1)
+            return {self.name: mu, SIGMA: log_sigma.exp()}
+
+        return over_frames(both, images, prompts)
 
     def distribution(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """mu and ln sigma, (B, 2) float32, differentiable."""

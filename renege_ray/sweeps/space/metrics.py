@@ -4,7 +4,7 @@ from itertools import combinations
 
 from renege_ray.config.run import RunConfig
 from renege_ray.output.image_statistics import ImageStatistics
-from renege_ray.rewards.catalogue import JUDGE_SCORES, full_name
+from renege_ray.rewards.catalogue import JUDGE_SCORES, beside, full_name
 from renege_ray.sampling.run_rewards import REWARD
 
 METHODS = ("null", "handwritten", "global")
@@ -15,7 +15,8 @@ def reported_metrics(config: RunConfig) -> list[str]:
     rewards = [full_name(name) for name in (*config.rewards.train, *config.rewards.held_out)]
     judges = [score for name in config.rewards.judges for score in JUDGE_SCORES.get(name, (full_name(name),))]
     scores = list(dict.fromkeys((REWARD, *rewards, *judges)))
-    means = [f"eval/{method}/{score}/mean" for method in METHODS for score in (*scores, *ImageStatistics.names)]
+    unranked = (*(other for score in scores for other in beside(score)), *ImageStatistics.names)
+    means = [f"eval/{method}/{score}/mean" for method in METHODS for score in (*scores, *unranked)]
     pairs = [(method, other) for other, method in combinations(METHODS, 2)]
     return means + [f"eval/{method}/win_rate_vs_{other}/{score}" for method, other in pairs for score in scores]
 
