@@ -83,12 +83,13 @@ def _list(arguments: argparse.Namespace) -> str:
         [
             short.get(facts.name, facts.name),
             "{:g} to {:g}".format(*facts.usual_range),
+            f"{facts.gib + facts.text_gib:.1f} GiB",
             facts.about,
             str(facts.sources[0]) if facts.sources else "in the package",
         ]
         for facts in REWARDS.values()
     ]
-    return text_table(["name (short)", "usual range", "what it judges", "weights"], rows)
+    return text_table(["name (short)", "usual range", "on a GPU", "what it judges", "weights"], rows)
 
 
 def _checkpoints(texts: Sequence[str], reward: str) -> dict[str, str]:
