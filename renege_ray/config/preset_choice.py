@@ -19,6 +19,8 @@ _INDEX = "model_index.json"
 _PRESETS = {
     "StableDiffusionXLPipeline": "sdxl",
     "PixArtAlphaPipeline": "pixart",
+    "StableDiffusion3Pipeline": "sd35-medium",
+    "ZImagePipeline": "z-image",
     "QwenImagePipeline": "qwen-image",
     "ChromaPipeline": "chroma",
     "Flux2KleinPipeline": "flux2-klein",

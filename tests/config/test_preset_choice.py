@@ -10,7 +10,7 @@ import pytest
 from renege_ray.__main__ import main
 from renege_ray.config.cli import from_args
 from renege_ray.config.preset_choice import preset_for
-from renege_ray.config.run import load_preset
+from renege_ray.config.run import load_preset, preset_names
 from renege_ray.errors import UserError
 from renege_ray.evaluation.generate import parse_request
 from renege_ray.models.toy.command import export
@@ -34,6 +34,8 @@ FAMILIES = [
     ("StableDiffusionControlNetPipeline", 768, "sd15"),
     ("StableDiffusionXLPipeline", 2048, "sdxl"),
     ("PixArtAlphaPipeline", None, "pixart"),
+    ("StableDiffusion3Pipeline", None, "sd35-medium"),
+    ("ZImagePipeline", None, "z-image"),
     ("QwenImagePipeline", None, "qwen-image"),
     ("ChromaPipeline", None, "chroma"),
     ("Flux2KleinPipeline", None, "flux2-klein"),
@@ -76,9 +78,7 @@ def test_a_model_in_the_hubs_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     assert preset_for("acme/tiny", download=False)[0] == "sdxl"
 
 
-@pytest.mark.parametrize(
-    "name", ["sd14", "sd15", "sd21", "sdxl", "pixart", "sana", "lumina2", "qwen-image", "chroma", "flux2-klein"]
-)
+@pytest.mark.parametrize("name", sorted(set(preset_names()) - {"toy"}))
 def test_the_presets_own_models(name: str) -> None:
     assert preset_for(load_preset(name).model.id, download=False)[0] == name
 

@@ -57,8 +57,10 @@ def test_every_preset_is_valid() -> None:
         "sd14",
         "sd15",
         "sd21",
+        "sd35-medium",
         "sdxl",
         "toy",
+        "z-image",
     ]
     for name in preset_names():
         assert load_preset(name).test.num_pairs >= 256
@@ -192,7 +194,15 @@ def test_presets_of_real_models_have_the_papers_settings(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "steps", "scale"),
-    [("sana", 20, 4.5), ("lumina2", 30, 4.0), ("qwen-image", 50, 4.0), ("chroma", 40, 3.0), ("flux2-klein", 50, 4.0)],
+    [
+        ("sana", 20, 4.5),
+        ("lumina2", 30, 4.0),
+        ("qwen-image", 50, 4.0),
+        ("chroma", 40, 3.0),
+        ("flux2-klein", 50, 4.0),
+        ("sd35-medium", 40, 4.5),
+        ("z-image", 50, 5.0),
+    ],
 )
 def test_presets_of_flow_matching_models_are_sampled_as_their_pipelines_do(name: str, steps: int, scale: float) -> None:
     config, papers = load_preset(name), load_preset("sd15")
@@ -211,7 +221,7 @@ def test_memory_does_not_change_the_result() -> None:
 
 
 def test_unknown_presets_are_guessed() -> None:
-    with pytest.raises(UserError, match=r"there is no preset 'toi'; did you mean toy\? known: chroma, .*, toy"):
+    with pytest.raises(UserError, match=r"there is no preset 'toi'; did you mean toy\? known: chroma, .*, toy, z-"):
         load_preset("toi")
 
 
