@@ -117,6 +117,13 @@ class RewardModel(nn.Module, ABC):
         """
         if is_video(images):
             return over_frames(self.forward, images, prompts)
+        self.check(images, prompts)
+        if not len(images):
+            return images.float().sum(dim=(1, 2, 3))  # (0,), and still a function of the images
+        return self.judge(images.float(), prompts)
+
+    def check(self, images: Tensor, prompts: Sequence[str]) -> None:
+        """Raises ValueError where these are no images (B, 3, height, width) and B prompts."""
         if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:] or not images.is_floating_point():
             raise ValueError(
                 f"{self.name}: images are {images.dtype} of shape {tuple(images.shape)}, not floating point of shape "
@@ -124,9 +131,6 @@ class RewardModel(nn.Module, ABC):
             )
         if isinstance(prompts, str) or len(prompts) != len(images):
             raise ValueError(f"{self.name}: {len(images)} images need a list of as many prompts, got {prompts!r:.80}")
-        if not len(images):
-            return images.float().sum(dim=(1, 2, 3))  # (0,), and still a function of the images
-        return self.judge(images.float(), prompts)
 
     def measure(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         """{name: (B,)}: the rewards, and what `RewardFacts.beside` names, as one computation."""

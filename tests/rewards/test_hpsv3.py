@@ -153,6 +153,8 @@ def test_of_a_video_both_are_means_over_its_frames(load: Load) -> None:
     frames = torch.rand(2, 3, 56, 56, generator=torch.Generator().manual_seed(7))
     scorer = as_scorer(load("float32"))
     of_video, of_frames = scorer.score(frames.transpose(0, 1)[None], ["a fox"]), scorer.score(frames, ["a fox"] * 2)
+    with pytest.raises(ValueError, match="2 images need a list of as many prompts"):
+        scorer.score(frames, ["a fox"])
     for name in ("hpsv3", "hpsv3_sigma"):
         torch.testing.assert_close(of_video[name], of_frames[name].mean()[None], rtol=0, atol=1e-5)
 

@@ -89,6 +89,7 @@ class HPSv3(RewardModel):
         """mu by the reward's name, and sigma (B,); of videos, the means over their frames."""
 
         def both(images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+            self.check(images, prompts)
             mu, log_sigma = self.distribution(images.float(), prompts).unbind(dim=1)
             return {self.name: mu, SIGMA: log_sigma.exp()}
 
