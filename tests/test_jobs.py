@@ -138,7 +138,10 @@ BAD_EVALUATION: dict[str, tuple[list[str], str]] = {
     "no other model": (["--method", "model=./nowhere:null"], "--method model=./nowhere:null: model './nowhere'"),
     "no prompts file": (["--prompts", "none.txt"], "evaluation.prompts: there is no file none.txt"),
     "no seeds": (["--seeds-per-prompt", "0"], "evaluation.seeds_per_prompt: 0"),
-    "unknown reward": (["--rewards", "toy,hpsv"], "evaluation.rewards: 'hpsv' is not known: did you mean 'hpsv2'"),
+    "unknown reward": (
+        ["--rewards", "toy,picscore"],
+        "evaluation.rewards: 'picscore' is not known: did you mean 'pickscore'",
+    ),
     "reward twice": (["--rewards", "toy,toy"], "evaluation.rewards: 'toy' is named twice"),
     "unknown judge": (["--rewards.judges", "jugde"], "did you mean 'judge'"),
     "unknown form": (["--keep-images", "jpeg"], "evaluation.keep_images: 'jpeg' is not one of webp, png, none"),

@@ -164,10 +164,10 @@ class FrozenPipeline(ABC):
         model = cls.__new__(cls)
         model.name, model.dtype, model.device = folder.name, torch.float32, torch.device("meta")
         model._vae, model._denoiser = None, shape_of(folder / cls.DENOISER)
-        model._compiled = model._whole_denoiser()
         model.embedding_layout = cls.layout_in(folder, negative_tokens)
         vae = read_json(folder / "vae" / "config.json")
         model.pipeline = SimpleNamespace(vae_scale_factor=cls._pixels_a_latent(vae))
+        model._compiled = model._whole_denoiser()
         model._scheduler = cls.scheduler_of(read_scheduler(folder), folder.name)
         model._latent_size = model._size_of_latents(size)
         return model

@@ -18,10 +18,11 @@ from renege_ray.sampling.draws import noise
 from renege_ray.sampling.encoded_prompts import EncodedPrompts
 from renege_ray.sampling.memory import GradientMemory
 from renege_ray.sampling.trajectories import GradientSampler, make_sampler
+from tests.models import tiny_images
 from tests.simple_rewards import Channel
 
-PROMPTS = ["a red fox", "two", "a hen", "x", "blue"]
 STEPS, W = 5, 3.0
+PROMPTS = [*tiny_images.PROMPTS, *tiny_images.PROMPTS[:2]]
 
 
 def check_two_graphs_of_each_network(

@@ -77,7 +77,8 @@ class StableDiffusionControlNet(StableDiffusion):
         return [*super()._networks(), self.pipeline.controlnet]
 
     def _whole_denoiser(self) -> Callable[..., Any]:
-        return partial(_both_networks, self.pipeline.controlnet, self._denoiser)
+        controlnet = getattr(self.pipeline, "controlnet", None)  # of `without_weights`, which adds it later
+        return partial(_both_networks, controlnet, self._denoiser)
 
     def _predict(self, latents: Tensor, timestep: Tensor, tensors: dict[str, Tensor]) -> Tensor:
         control = self._control_of_each(len(latents))

@@ -25,7 +25,8 @@ class OnDemand:
         self._modules = tuple(modules)
         self._users = 0
         for module in self._modules:
-            nn.Module.to(module, "cpu")
+            if not any(weight.is_meta for weight in module.parameters()):  # there is nothing to move
+                nn.Module.to(module, "cpu")
 
     @contextmanager
     def on_device(self) -> Iterator[None]:

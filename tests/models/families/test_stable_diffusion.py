@@ -28,6 +28,8 @@ Build = Callable[..., StableDiffusionPipeline]
 class TestStableDiffusion1(Conformance):
     """Predicts the noise."""
 
+    test_compiled_it_is_two_graphs_of_each_network = None  # type: ignore[assignment]  # they are those of the other
+
     @staticmethod
     def build(seed: int = 0) -> Any:
         return build_tiny_pipeline(seed=seed)
