@@ -57,6 +57,7 @@ class FrozenPipeline(ABC):
     # (height, width) in pixels that the pipeline makes where it is told none; None: what the denoiser was trained at.
     SIZE: ClassVar[tuple[int, int] | None] = None
     PATCH: ClassVar[int] = 1  # latents a side of what the denoiser takes as one: sides are multiples of it
+    PACKED: ClassVar[bool] = False  # whether its channels are those of a whole patch (see `networks.patches`)
     # GiB in bfloat16 (of a frame, where it is a video), as it is and after `save_memory`, at so many latents a side:
     # counted by adding up all live tensors of a forward and a backward pass on torch's fake tensors.
     MEMORY: ClassVar[tuple[Activations, Activations, int]]
@@ -186,7 +187,13 @@ class FrozenPipeline(ABC):
     @property
     def latent_shape(self) -> tuple[int, ...]:
         """(C, H, W)."""
-        return int(self._denoiser.config.in_channels), *self._latent_size
+        channels = int(self._denoiser.config.in_channels)
+        return channels // self.PATCH**2 if self.PACKED else channels, *self._latent_size
+
+    @property
+    def _image_tokens(self) -> int:
+        """How many tokens the latents of an image are, by which resolutions shift their noise levels."""
+        return prod(side // self.PATCH for side in self.latent_shape[-2:])
 
     @property
     def embedding_shape(self) -> tuple[int, int]:

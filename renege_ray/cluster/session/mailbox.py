@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 _PATIENCE_SECONDS = 2.0
 _MOMENT_SECONDS = 0.1
-# An answer costs a millisecond or two of CPU on both sides: a look every fifth of a second took one percent of a core.
+# An answer costs a millisecond or two of CPU on both sides, which are the work's.
 _SECONDS_BETWEEN_LOOKS = 1.0
 
 

@@ -38,17 +38,13 @@ class Chroma(FrozenPipeline):
     UNGUIDED = (1.0, "ChromaPipeline guides, and takes a negative, at a guidance_scale above 1")
     SIZE = (1024, 1024)
     PATCH = patches.SIDE
+    PACKED = True
     MEMORY = (Activations(22.6, 7.4), Activations(2.2, 4.61), 128)
 
     @classmethod
     def layout(cls, pipeline: Any, tokens: int | None = None) -> EmbeddingLayout:
         """As many tokens as prompts are padded to."""
         return EmbeddingLayout(tokens or TOKENS, int(pipeline.text_encoder.config.d_model), masked=True)
-
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        """(C, H, W)."""
-        return int(self._denoiser.config.in_channels) // patches.SIDE**2, *self._latent_size
 
     def starting_point(self, embedding: Tensor) -> Tensor:
         """The same, with padding attended to as all else and told apart."""
@@ -78,9 +74,8 @@ class Chroma(FrozenPipeline):
             keep_inputs_alone(block, saving)
 
     def _timestep_arguments(self, num_inference_steps: int) -> dict[str, Any]:
-        height, width = (side // self.PATCH for side in self.latent_shape[-2:])
         sigmas = torch.linspace(1.0, 1 / num_inference_steps, num_inference_steps, dtype=torch.float64).tolist()
-        return {"sigmas": sigmas, "mu": shift_of_resolution(self._scheduler, height * width)}
+        return {"sigmas": sigmas, "mu": shift_of_resolution(self._scheduler, self._image_tokens)}
 
     def _encode(self, prompts: list[str]) -> dict[str, Tensor]:
         n, _, mask, *_ = self.pipeline.encode_prompt(

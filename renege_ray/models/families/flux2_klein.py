@@ -39,17 +39,13 @@ class Flux2Klein(FrozenPipeline):
     UNGUIDED = (1.0, "Flux2KleinPipeline guides, and takes a negative, at a guidance_scale above 1")
     SIZE = (1024, 1024)
     PATCH = patches.SIDE
+    PACKED = True
     MEMORY = (Activations(13.5, 7.4), Activations(1.7, 4.61), 128)  # of 4 billion weights
 
     @classmethod
     def layout(cls, pipeline: Any, tokens: int | None = None) -> EmbeddingLayout:
         """As many tokens as prompts are padded to."""
         return EmbeddingLayout(tokens or TOKENS, STATES * int(pipeline.text_encoder.config.hidden_size))
-
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        """(C, H, W), those of the VAE."""
-        return int(self._denoiser.config.in_channels) // patches.SIDE**2, *self._latent_size
 
     def starting_point(self, embedding: Tensor) -> Tensor:
         """The same, with the tokens of padding told apart."""
@@ -72,9 +68,8 @@ class Flux2Klein(FrozenPipeline):
         return count_longer(tokenizer, texts, self.embedding_layout.tokens)
 
     def _timestep_arguments(self, num_inference_steps: int) -> dict[str, Any]:
-        height, width = (side // self.PATCH for side in self.latent_shape[-2:])
         sigmas = torch.linspace(1.0, 1 / num_inference_steps, num_inference_steps, dtype=torch.float64).tolist()
-        return {"sigmas": sigmas, "mu": compute_empirical_mu(height * width, num_inference_steps)}
+        return {"sigmas": sigmas, "mu": compute_empirical_mu(self._image_tokens, num_inference_steps)}
 
     def _unscale(self, latents: Tensor) -> Tensor:
         """By the statistics of the VAE's batch norm, which are those of the 2 x 2 latents of a token."""

@@ -3,8 +3,10 @@
 from typing import Any, ClassVar
 
 from torch import Tensor
+from torch.nn.functional import pad
 
 from renege_ray.errors import UserError
+from renege_ray.method.embedding import ATTENTION_MASK, PROMPT_EMBEDS
 from renege_ray.models.frozen_pipeline import FrozenPipeline
 from renege_ray.models.layout import EmbeddingLayout
 from renege_ray.models.starting_point import filled_up
@@ -36,3 +38,10 @@ class FreeLength(FrozenPipeline):
             UserError: it has more tokens than are learned.
         """
         return filled_up(embedding, self.embedding_layout)
+
+    @classmethod
+    def negative_arguments(cls, tensors: dict[str, Tensor]) -> dict[str, Any]:
+        """As long as the prompts, which the pipeline wants them to be: what is added is not attended to."""
+        n, mask = tensors[PROMPT_EMBEDS], tensors[ATTENTION_MASK]
+        missing = -n.shape[1] % cls.TOKENS
+        return {PROMPT_EMBEDS: pad(n, (0, 0, 0, missing)), ATTENTION_MASK: pad(mask, (0, missing))}

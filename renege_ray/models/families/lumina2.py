@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from renege_ray.method.embedding import ATTENTION_MASK, PROMPT_EMBEDS
 from renege_ray.method.guidance import Guidance
@@ -53,13 +52,6 @@ class Lumina2(FreeLength):
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         embeds, mask, _, _ = pipeline.encode_prompt(texts, do_classifier_free_guidance=False)
         return {"prompt_embeds": embeds, "prompt_attention_mask": mask}
-
-    @classmethod
-    def negative_arguments(cls, tensors: dict[str, Tensor]) -> dict[str, Any]:
-        """As long as the prompts, which the pipeline wants them to be: what is added is not attended to."""
-        n, mask = tensors[PROMPT_EMBEDS], tensors[ATTENTION_MASK]
-        missing = cls.TOKENS - n.shape[1]
-        return {PROMPT_EMBEDS: pad(n, (0, 0, 0, missing)), ATTENTION_MASK: pad(mask, (0, missing))}
 
     def count_truncated(self, prompts: Sequence[str]) -> int:
         """How many prompts, behind the system prompt, have more tokens than L."""

@@ -43,6 +43,7 @@ class QwenImage(FreeLength):
     UNGUIDED = (1.0, "QwenImagePipeline guides, and takes a negative, at a true_cfg_scale above 1")
     SIZE = (1024, 1024)
     PATCH = patches.SIDE
+    PACKED = True
     MEMORY = (Activations(23.0, 8.6), Activations(2.05, 5.64), 128)
 
     @classmethod
@@ -50,11 +51,6 @@ class QwenImage(FreeLength):
         """A transformer that is told the scale has it in its weights."""
         told = denoiser.get("guidance_embeds", False)
         return "guidance_embeds in transformer/config.json: the guidance scale is an input" if told else ""
-
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        """(C, H, W)."""
-        return int(self._denoiser.config.in_channels) // patches.SIDE**2, *self._latent_size
 
     def null_embedding(self) -> Tensor:
         """The encoded " ": without a negative the pipeline does not guide."""
@@ -81,9 +77,8 @@ class QwenImage(FreeLength):
             keep_inputs_alone(block, saving)
 
     def _timestep_arguments(self, num_inference_steps: int) -> dict[str, Any]:
-        height, width = (side // self.PATCH for side in self.latent_shape[-2:])
         sigmas = torch.linspace(1.0, 1 / num_inference_steps, num_inference_steps, dtype=torch.float64).tolist()
-        return {"sigmas": sigmas, "mu": shift_of_resolution(self._scheduler, height * width)}
+        return {"sigmas": sigmas, "mu": shift_of_resolution(self._scheduler, self._image_tokens)}
 
     def _guidance(self, scale: float, schedule: Schedule, options: Mapping[str, float]) -> Guidance:
         return Guidance(scale, partial(match_norm, norm=patch_norm))

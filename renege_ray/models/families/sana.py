@@ -17,7 +17,6 @@ from typing import Any
 
 from diffusers import SanaPipeline
 from torch import Tensor
-from torch.nn.functional import pad
 
 from renege_ray.method.embedding import ATTENTION_MASK, PROMPT_EMBEDS
 from renege_ray.models.base import Activations
@@ -54,13 +53,6 @@ class Sana(FreeLength):
             return {"negative_prompt": None}
         embeds, mask = _encoded(pipeline, [prompts] if isinstance(prompts, str) else list(prompts), INSTRUCTION)
         return {"prompt_embeds": embeds, "prompt_attention_mask": mask, "negative_prompt": None}
-
-    @classmethod
-    def negative_arguments(cls, tensors: dict[str, Tensor]) -> dict[str, Any]:
-        """As long as the prompts, which the pipeline wants them to be: what is added is not attended to."""
-        missing = -tensors[PROMPT_EMBEDS].shape[1] % cls.TOKENS
-        n, mask = tensors[PROMPT_EMBEDS], tensors[ATTENTION_MASK]
-        return {PROMPT_EMBEDS: pad(n, (0, 0, 0, missing)), ATTENTION_MASK: pad(mask, (0, missing))}
 
     def count_truncated(self, prompts: Sequence[str]) -> int:
         """How many prompts, behind the instruction, have more tokens than there is room for."""

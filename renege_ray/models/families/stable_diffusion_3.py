@@ -61,8 +61,7 @@ class StableDiffusion3(FrozenPipeline):
     def _timestep_arguments(self, num_inference_steps: int) -> dict[str, Any]:
         if not self._scheduler.config.get("use_dynamic_shifting"):
             return {}
-        height, width = (side // self.PATCH for side in self.latent_shape[-2:])
-        return {"mu": shift_of_resolution(self._scheduler, height * width, max_shift=1.16)}
+        return {"mu": shift_of_resolution(self._scheduler, self._image_tokens, max_shift=1.16)}
 
     def _encode(self, prompts: list[str]) -> dict[str, Tensor]:
         pipeline, states, pooled = self.pipeline, [], []

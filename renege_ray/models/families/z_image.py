@@ -69,9 +69,8 @@ class ZImage(FreeLength):
         return count_longer(tokenizer, texts, self.TOKENS)
 
     def _timestep_arguments(self, num_inference_steps: int) -> dict[str, Any]:
-        height, width = (side // self.PATCH for side in self.latent_shape[-2:])
         sigmas = torch.linspace(1.0, 1 / num_inference_steps, num_inference_steps).tolist()
-        return {"sigmas": sigmas, "mu": shift_of_resolution(self._scheduler, height * width)}
+        return {"sigmas": sigmas, "mu": shift_of_resolution(self._scheduler, self._image_tokens)}
 
     def _guidance(self, scale: float, schedule: Schedule, options: Mapping[str, float]) -> Guidance:
         most, last = options["cfg_normalization"], options["cfg_truncation"]
